@@ -1,0 +1,3 @@
+"""Groups of LLM agents that share: prefixes, KV caches, weights, tools, memory, budget."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Agents, channels, protocols, teams and the scheduler that runs them."""

@@ -1,0 +1,39 @@
+"""One command line: ``shoal VERB``. One file a verb; no logic lives here.
+
+Verbs import what they need when they run, so that ``shoal --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from shoal import __version__
+from shoal.cli.console import fail
+from shoal.core.errors import ShoalError
+
+app = typer.Typer(
+    name="shoal",
+    help="Groups of LLM agents that share: one prefix, one cache, one budget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    if version:
+        typer.echo(f"shoal {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence on stderr and a non-zero exit."""
+    try:
+        app()
+    except ShoalError as error:
+        sys.exit(fail(error))

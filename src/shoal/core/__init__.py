@@ -1,0 +1,1 @@
+"""Records, protocols, errors, the event log, budgets, randomness: what every room stands on."""

@@ -1,0 +1,153 @@
+"""The currency between rooms: messages, tool calls, usage, steps, episodes.
+
+Records are frozen; what crosses a file goes through :func:`to_json` and :func:`from_json`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
+
+Role = Literal["system", "user", "assistant", "tool"]
+SideEffect = Literal["read", "write", "destroy"]
+Finish = Literal["stop", "length", "cancelled", "budget", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model's wish to call a tool; ``arguments`` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message. ``name`` is the member who wrote it, where that is known."""
+
+    role: Role
+    content: str
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as a model sees it; ``parameters`` is a JSON schema of the arguments."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    side_effect: SideEffect = "read"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer cost. Token counts add up; times are of one request.
+
+    prompt_tokens   tokens of the prompt as asked for
+    shared_tokens   those of them whose KV entries were found instead of computed
+    decoded_tokens  tokens generated
+    first_token_ms  milliseconds from submission to the first token
+    total_ms        milliseconds from submission to the end
+    kv_bytes        KV cache held by this request alone (its share of nothing shared)
+    """
+
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
+    decoded_tokens: int = 0
+    first_token_ms: float = 0.0
+    total_ms: float = 0.0
+    kv_bytes: int = 0
+
+    @property
+    def asked_tokens(self) -> int:
+        """Prompt and generated tokens together."""
+        return self.prompt_tokens + self.decoded_tokens
+
+    @property
+    def computed_prompt_tokens(self) -> int:
+        """Prompt tokens that really went through the model for this request."""
+        return self.prompt_tokens - self.shared_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        """Counts and milliseconds add up; ``kv_bytes`` keeps the larger, as caches are reused."""
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.shared_tokens + other.shared_tokens,
+            self.decoded_tokens + other.decoded_tokens,
+            self.first_token_ms + other.first_token_ms,
+            self.total_ms + other.total_ms,
+            max(self.kv_bytes, other.kv_bytes),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One turn of one member: what it saw, what it answered, what that cost.
+
+    ``key`` names the turn for ever (run, member path, superstep): writing it twice is one step.
+    ``seen`` lists the keys of the steps that channels carried to the member, in order, so a
+    prompt can be rebuilt from the log. ``how`` says how the answer was computed.
+    """
+
+    key: str
+    member: str
+    superstep: int
+    prompt: tuple[Message, ...]
+    output: str
+    seen: tuple[str, ...] = ()
+    finish: Finish = "stop"
+    tool_calls: tuple[ToolCall, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    usage: Usage = Usage()
+    reward: float | None = None
+    seed: int = 0
+    how: str = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A group's whole way through one task."""
+
+    id: str
+    task: str
+    steps: tuple[Step, ...]
+    result: str | None = None
+    outcome: str = "open"
+    reward: float | None = None
+    seed: int = 0
+
+    @property
+    def usage(self) -> Usage:
+        """The sum over all steps."""
+        return sum((step.usage for step in self.steps), Usage())
+
+
+R = TypeVar("R")
+
+
+@functools.cache
+def _adapter(record: type[R]) -> TypeAdapter[R]:
+    return TypeAdapter(record)
+
+
+def to_json(record: Any) -> str:
+    """One line of JSON for a record, keys in field order, defaults left out."""
+    whole = asdict(record)
+    kept = {
+        f.name: whole[f.name] for f in fields(record) if whole[f.name] not in (None, [], (), {})
+    }
+    return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+
+
+def from_json(record: type[R], text: str | bytes) -> R:
+    """The record a line of JSON stands for; raises ``ValueError`` where it does not fit."""
+    return _adapter(record).validate_json(text)

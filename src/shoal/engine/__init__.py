@@ -1,0 +1,1 @@
+"""Engines: local, remote and scripted ones behind the same protocol."""

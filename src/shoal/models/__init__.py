@@ -1,0 +1,1 @@
+"""Models: names to weights, tokenizers, chat templates, decoders."""
