@@ -96,7 +96,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer while it is being written; ``index`` is the request's place in its group."""
+    """A piece of an answer being written; ``index`` is the request's place in its group."""
 
     index: int
     text: str

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -135,7 +135,7 @@ R = TypeVar("R")
 
 
 @functools.cache
-def _adapter(record: type[R]) -> TypeAdapter[R]:
+def _adapter(record: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(record)
 
 
@@ -150,4 +150,5 @@ def to_json(record: Any) -> str:
 
 def from_json(record: type[R], text: str | bytes) -> R:
     """The record a line of JSON stands for; raises ``ValueError`` where it does not fit."""
-    return _adapter(record).validate_json(text)
+    value: R = _adapter(record).validate_json(text)
+    return value
