@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
 
@@ -57,7 +57,8 @@ class Usage:
     decoded_tokens  tokens generated
     first_token_ms  milliseconds from submission to the first token
     total_ms        milliseconds from submission to the end
-    kv_bytes        KV cache held by this request alone (its share of nothing shared)
+    kv_bytes        KV cache held by this request alone, beside what it shares
+    recomputed_tokens  tokens computed a second time, after memory ran out
     """
 
     prompt_tokens: int = 0
@@ -66,6 +67,7 @@ class Usage:
     first_token_ms: float = 0.0
     total_ms: float = 0.0
     kv_bytes: int = 0
+    recomputed_tokens: int = 0
 
     @property
     def asked_tokens(self) -> int:
@@ -86,6 +88,7 @@ class Usage:
             self.first_token_ms + other.first_token_ms,
             self.total_ms + other.total_ms,
             max(self.kv_bytes, other.kv_bytes),
+            self.recomputed_tokens + other.recomputed_tokens,
         )
 
 
@@ -150,5 +153,5 @@ def to_json(record: Any) -> str:
 
 def from_json(record: type[R], text: str | bytes) -> R:
     """The record a line of JSON stands for; raises ``ValueError`` where it does not fit."""
-    value: R = _adapter(record).validate_json(text)
-    return value
+    adapter: TypeAdapter[R] = _adapter(cast(Hashable, record))
+    return adapter.validate_json(text)

@@ -1,0 +1,238 @@
+"""Attention of one step over shared cache: a span is read once for all rows that see it.
+
+The rows of a step belong to pieces of work: a run of tokens of one node of the prefix tree. A
+row sees the spans above it, the earlier tokens of its own node, and its own run causally. Spans
+seen by several rows are read once, with the queries stacked; short spans seen by one run only are
+gathered into one padded batch. The partial results of a row are merged by their log-sum-exp,
+which is exact (Milakov and Gimelshein, arXiv 1805.02867; cascade inference merges the same way).
+
+Shapes: T rows of the step, H query heads, K key-value heads, G = H / K, d head size,
+N slots, R rows of one part, W pieces of work, C their padded length, L padded span length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from shoal.engine.pool import KVPool
+from shoal.engine.tree import Node
+
+LONG_SPAN = 1024  # from here on a view of one's own is cheaper than a place in a padded batch
+SHORT_RUN = 32  # runs up to this length share a padded batch
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+Rows = slice | torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Compute tokens ``start .. start + count`` of a node."""
+
+    node: Node
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Slots ``start .. start + length``, all of them visible to all of ``rows``."""
+
+    start: int
+    length: int
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """Runs of similar length, each with its private slots, padded to one batch."""
+
+    rows_WC: torch.Tensor
+    slots_WL: torch.Tensor
+    bias_WCL: torch.Tensor
+    kept: torch.Tensor | None  # places in W*C that are no padding; None: all are
+    rows: torch.Tensor  # the rows behind ``kept``
+
+
+class StepAttention:
+    """The attention plan of one step; call it as the decoder's ``attend`` for every layer."""
+
+    def __init__(self, works: Sequence[Work], pool: KVPool) -> None:
+        self._pool = pool
+        self._dtype = pool.keys.dtype
+        self.slots_T = torch.tensor(
+            [
+                slot
+                for work in works
+                for slot in range(
+                    work.node.start + work.start, work.node.start + work.start + work.count
+                )
+            ]
+        )
+        self.tokens_computed = 0
+        self._causal: list[slice] = []
+        self._plan(works)
+
+    def _plan(self, works: Sequence[Work]) -> None:
+        first_row = _offsets(works)
+        seen: dict[tuple[int, int], list[int]] = {}  # (first slot, length) -> works
+        for index, work in enumerate(works):
+            for start, length in _spans_above(work):
+                seen.setdefault((start, length), []).append(index)
+
+        private: list[list[tuple[int, int]]] = [[] for _ in works]
+        shared: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # works -> spans
+        for span, users in seen.items():
+            short = works[users[0]].count <= SHORT_RUN and span[1] < LONG_SPAN
+            if len(users) == 1 and short:
+                private[users[0]].append(span)
+            else:
+                shared.setdefault(tuple(users), []).append(span)
+        self._spans = [
+            _Span(start, length, _rows_of(users, works, first_row))
+            for users, spans in shared.items()
+            for start, length in _joined(spans)
+        ]
+
+        batches: dict[int, list[int]] = {}
+        for index, work in enumerate(works):
+            if work.count > SHORT_RUN:
+                self._causal.append(slice(first_row[index], first_row[index] + work.count))
+            else:
+                batches.setdefault((work.count - 1).bit_length(), []).append(index)
+        self._gathered = [
+            self._gather([works[i] for i in group], [private[i] for i in group], group, first_row)
+            for group in batches.values()
+        ]
+
+    def _gather(
+        self,
+        works: list[Work],
+        private: list[list[tuple[int, int]]],
+        group: list[int],
+        first_row: list[int],
+    ) -> _Gathered:
+        longest = max(work.count for work in works)
+        slots: list[list[int]] = []
+        for work, spans in zip(works, private, strict=True):
+            own = work.node.start + work.start
+            before = [slot for start, length in spans for slot in range(start, start + length)]
+            slots.append([*before, *range(own, own + work.count)])
+        width = max(map(len, slots))
+        slots_WL = torch.zeros(len(works), width, dtype=torch.long)
+        bias_WCL = torch.full((len(works), longest, width), float("-inf"), dtype=self._dtype)
+        rows_WC = torch.empty(len(works), longest, dtype=torch.long)
+        kept: list[int] = []
+        for w, (work, own_slots, index) in enumerate(zip(works, slots, group, strict=True)):
+            slots_WL[w, : len(own_slots)] = torch.tensor(own_slots)
+            before_count = len(own_slots) - work.count
+            for c in range(longest):
+                visible = before_count + min(c, work.count - 1) + 1
+                bias_WCL[w, c, :visible] = 0
+            first = first_row[index]
+            rows_WC[w] = torch.arange(first, first + longest).clamp_max(first + work.count - 1)
+            kept.extend(range(w * longest, w * longest + work.count))
+        rows = rows_WC.flatten()
+        if len(kept) == rows.numel():
+            return _Gathered(rows_WC, slots_WL, bias_WCL, None, rows)
+        places = torch.tensor(kept)
+        return _Gathered(rows_WC, slots_WL, bias_WCL, places, rows[places])
+
+    def __call__(
+        self, layer: int, q_THd: torch.Tensor, k_TKd: torch.Tensor, v_TKd: torch.Tensor
+    ) -> torch.Tensor:
+        """Store the rows' keys and values, return attention [T, H, d]."""
+        keys_NKd, values_NKd = self._pool.keys[layer], self._pool.values[layer]
+        keys_NKd.index_copy_(0, self.slots_T, k_TKd)
+        values_NKd.index_copy_(0, self.slots_T, v_TKd)
+        if layer == 0:
+            self.tokens_computed += len(q_THd)
+
+        T, H, d = q_THd.shape
+        K = k_TKd.shape[1]
+        G = H // K
+        q_TKGd = q_THd.view(T, K, G, d)
+        out_TKGd = torch.empty_like(q_TKGd)
+        lse_TKG = torch.empty(T, K, G, dtype=torch.float32)
+
+        for rows in self._causal:
+            out, lse = _flash(
+                q_THd[rows].transpose(0, 1)[None],
+                k_TKd[rows].transpose(0, 1)[None],
+                v_TKd[rows].transpose(0, 1)[None],
+                0.0,
+                True,
+            )
+            out_TKGd[rows] = out[0].transpose(0, 1).unflatten(1, (K, G))
+            lse_TKG[rows] = lse[0].T.unflatten(1, (K, G))
+
+        for part in self._gathered:
+            W, C = part.rows_WC.shape
+            L = part.slots_WL.shape[1]
+            flat = part.slots_WL.flatten()
+            k_WKLd = keys_NKd.index_select(0, flat).view(W, L, K, d).transpose(1, 2)
+            v_WKLd = values_NKd.index_select(0, flat).view(W, L, K, d).transpose(1, 2)
+            q_WKCGd = q_TKGd[part.rows_WC.flatten()].view(W, C, K, G, d).transpose(1, 2)
+            bias = part.bias_WCL[:, None, :, None].expand(W, 1, C, G, L).flatten(2, 3)
+            out, lse = _flash(q_WKCGd.flatten(2, 3), k_WKLd, v_WKLd, 0.0, False, attn_mask=bias)
+            out_RKGd = out.view(W, K, C, G, d).transpose(1, 2).reshape(W * C, K, G, d)
+            lse_RKG = lse.view(W, K, C, G).transpose(1, 2).reshape(W * C, K, G)
+            if part.kept is not None:
+                out_RKGd, lse_RKG = out_RKGd[part.kept], lse_RKG[part.kept]
+            out_TKGd[part.rows] = out_RKGd
+            lse_TKG[part.rows] = lse_RKG
+
+        for span in self._spans:
+            q_RKGd = q_TKGd[span.rows]
+            R = len(q_RKGd)
+            end = span.start + span.length
+            out, lse = _flash(
+                q_RKGd.transpose(0, 1).reshape(1, K, R * G, d),
+                keys_NKd[span.start : end].transpose(0, 1)[None],
+                values_NKd[span.start : end].transpose(0, 1)[None],
+                0.0,
+                False,
+            )
+            out_RKGd = out.view(K, R, G, d).transpose(0, 1)
+            lse_RKG = lse.view(K, R, G).transpose(0, 1)
+            known_RKG = lse_TKG[span.rows]
+            weight = torch.sigmoid(lse_RKG - known_RKG).to(self._dtype).unsqueeze(-1)
+            out_TKGd[span.rows] = torch.lerp(out_TKGd[span.rows], out_RKGd, weight)
+            lse_TKG[span.rows] = torch.logaddexp(known_RKG, lse_RKG)
+        return out_TKGd.view(T, H, d)
+
+
+def _offsets(works: Sequence[Work]) -> list[int]:
+    offsets, row = [], 0
+    for work in works:
+        offsets.append(row)
+        row += work.count
+    return offsets
+
+
+def _spans_above(work: Work) -> list[tuple[int, int]]:
+    """What a run sees besides itself: nodes above it and the earlier part of its own."""
+    spans = [(node.start, len(node.tokens)) for node in work.node.path()[:-1] if node.tokens]
+    if work.start:
+        spans.append((work.node.start, work.start))
+    return spans
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans that lie side by side, as one (their order does not matter to attention)."""
+    joined: list[tuple[int, int]] = []
+    for start, length in sorted(spans):
+        if joined and sum(joined[-1]) == start:
+            joined[-1] = (joined[-1][0], joined[-1][1] + length)
+        else:
+            joined.append((start, length))
+    return joined
+
+
+def _rows_of(users: tuple[int, ...], works: Sequence[Work], first_row: list[int]) -> Rows:
+    rows = [row for i in users for row in range(first_row[i], first_row[i] + works[i].count)]
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return slice(rows[0], rows[-1] + 1)
+    return torch.tensor(rows)

@@ -1,0 +1,196 @@
+"""Work in flight: an answer being generated, or hidden states being gathered for scoring."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from shoal.core.protocols import Completion, Request, TokenLogprob
+from shoal.core.records import Finish, Usage
+from shoal.engine.grammar import Constraint
+from shoal.engine.sampler import Row
+from shoal.engine.tree import Node
+
+
+class TextStream(Protocol):
+    """Turns tokens into text piece by piece, never half a character."""
+
+    def step(self, token: int) -> str: ...
+    def finish(self) -> str: ...
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One request on its way through the engine.
+
+    tokens    prompt and answer so far; ``end`` is the node whose last token is theirs
+    decoding  the prompt is computed and ``end`` is a tail that grows
+    computed  prompt tokens computed for this request; recomputed after a preemption
+    """
+
+    request: Request
+    prompt_tokens: int
+    tokens: list[int]
+    max_new: int
+    stream: TextStream
+    eos_ids: frozenset[int]
+    constraint: Constraint | None
+    on_text: Callable[[str, tuple[int, ...]], None]
+    on_done: Callable[[Completion], None]
+    end: Node | None = None
+    computed: int = 0
+    recomputed: int = 0
+    decoding: bool = False
+    preempted: bool = False
+    finish: Finish | None = None
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    submitted: float = field(default_factory=time.perf_counter)
+    first_token: float | None = None
+    _sent: int = 0
+    _history: set[int] = field(default_factory=set)
+
+    @property
+    def answer(self) -> list[int]:
+        return self.tokens[self.prompt_tokens :]
+
+    def unfinished(self) -> Iterator[Node]:
+        """Nodes of the prompt that wait to be computed, from the top."""
+        if self.end is not None and not self.decoding:
+            yield from (node for node in self.end.path() if not node.complete)
+
+    def charge(self, count: int) -> None:
+        """Book prompt tokens that are computed for this request."""
+        if self.preempted:
+            self.recomputed += count
+        else:
+            self.computed += count
+
+    @property
+    def growth(self) -> int:
+        """Slots this request may still ask for."""
+        return self.prompt_tokens + self.max_new - len(self.tokens)
+
+    def row(self) -> Row:
+        """What the next token's choice depends on."""
+        sampling = self.request.sampling
+        index = len(self.tokens) - self.prompt_tokens
+        history = None
+        if sampling.repetition_penalty != 1:
+            self._history.update(self.tokens if not self._history else self.tokens[-1:])
+            history = torch.tensor(sorted(self._history))
+        early = sampling.ignore_eos or index < sampling.min_tokens
+        return Row(
+            sampling,
+            index,
+            history,
+            self.constraint.allowed() if self.constraint else None,
+            tuple(self.eos_ids) if early and not self.constraint else (),
+        )
+
+    def accept(self, token: int, logprob: TokenLogprob | None) -> None:
+        """Take the chosen token; sets ``finish`` when it was the last."""
+        if self.first_token is None:
+            self.first_token = time.perf_counter()
+        self.tokens.append(token)
+        if logprob:
+            self.logprobs.append(logprob)
+        if self.constraint:
+            self.constraint.accept(token)
+        ended = token in self.eos_ids
+        if not ended:
+            self.text += self.stream.step(token)
+        cut = self._cut_at_stop()
+        if cut or ended or (self.constraint and self.constraint.finished):
+            self.finish = "stop"
+        elif len(self.tokens) - self.prompt_tokens >= self.max_new:
+            self.finish = "length"
+        if self.finish and not cut:
+            self.text += self.stream.finish()
+        self._send((token,))
+
+    def _cut_at_stop(self) -> bool:
+        sampling = self.request.sampling
+        if len(self.tokens) - self.prompt_tokens < sampling.min_tokens:
+            return False
+        longest = max(map(len, sampling.stop), default=0)
+        found = [
+            place
+            for stop in sampling.stop
+            if stop and (place := self.text.find(stop, max(0, self._sent - longest))) >= 0
+        ]
+        if found:
+            self.text = self.text[: min(found)]
+        return bool(found)
+
+    def _send(self, tokens: tuple[int, ...]) -> None:
+        """Pass on text that can no longer become part of a stop string."""
+        until = len(self.text)
+        if not self.finish:
+            for stop in self.request.sampling.stop:
+                for size in range(min(len(stop) - 1, until), 0, -1):
+                    if self.text.endswith(stop[:size]):
+                        until = min(until, len(self.text) - size)
+                        break
+        piece = self.text[self._sent : max(until, self._sent)]
+        self._sent = max(until, self._sent)
+        self.on_text(piece, tokens)
+
+    def completion(self, *, token_bytes: int, error: str | None = None) -> Completion:
+        """The answer as it stands."""
+        now = time.perf_counter()
+        first = self.first_token if self.first_token is not None else now
+        return Completion(
+            text=self.text,
+            tokens=tuple(self.answer),
+            finish="error" if error else self.finish or "cancelled",
+            usage=Usage(
+                prompt_tokens=self.prompt_tokens,
+                shared_tokens=max(0, self.prompt_tokens - self.computed),
+                decoded_tokens=len(self.answer),
+                first_token_ms=(first - self.submitted) * 1e3,
+                total_ms=(now - self.submitted) * 1e3,
+                kv_bytes=(self.computed + len(self.answer)) * token_bytes,
+                recomputed_tokens=self.recomputed,
+            ),
+            logprobs=tuple(self.logprobs),
+            error=error,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class HiddenStates:
+    """Final hidden states of suffixes below one shared prefix (for scoring and embedding).
+
+    ``on_done`` gets one tensor [len(suffix), D] per suffix. Suffixes that begin alike share
+    nodes; the nodes are private and freed at the end.
+    """
+
+    prefix: Sequence[int]
+    suffixes: Sequence[Sequence[int]]
+    salt: str
+    on_done: Callable[[list[torch.Tensor] | str], None]
+    end: Node | None = None
+    nodes: list[Node] = field(default_factory=list)
+    paths: list[list[Node]] = field(default_factory=list)
+
+    def unfinished(self) -> Iterator[Node]:
+        """Nodes that wait to be computed, parents before children."""
+        above = self.end.path() if self.end is not None else []
+        yield from (node for node in (*above, *self.nodes) if not node.complete)
+
+    def charge(self, count: int) -> None:
+        """Scores are not billed by token."""
+
+    def collect(self) -> list[torch.Tensor]:
+        """The states, once every node is complete."""
+        return [torch.cat([_states(node) for node in path]) for path in self.paths]
+
+
+def _states(node: Node) -> torch.Tensor:
+    assert node.all_hidden is not None, "a scored node keeps its hidden states"
+    return node.all_hidden

@@ -1,0 +1,300 @@
+"""The local engine: a model in this process, one thread that steps, one cache that all share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from llguidance import LLTokenizer
+from numpy.typing import NDArray
+
+from shoal.core.errors import ContextOverflow, EngineError, ShoalError
+from shoal.core.protocols import (
+    Completion,
+    Delta,
+    EngineInfo,
+    Grammar,
+    Message,
+    OnDelta,
+    Prompt,
+    Request,
+    Score,
+    Segment,
+)
+from shoal.engine.generation import Generation, HiddenStates
+from shoal.engine.grammar import Constraint, vocabulary
+from shoal.engine.pool import KVPool
+from shoal.engine.scheduler import Job, Scheduler
+from shoal.engine.step import Counters, Stepper
+from shoal.engine.tree import PrefixTree
+from shoal.models.loading import Model, load
+
+KV_BYTES = 1 << 30
+_SCORE_ROWS = 64
+
+
+class LocalEngine:
+    """Implements :class:`shoal.core.protocols.Engine` for one loaded model.
+
+    With ``sharing`` off every request computes its whole prompt, as a baseline. ``kv_bytes``
+    bounds the KV cache; requests beyond it wait.
+    """
+
+    def __init__(self, model: Model, *, sharing: bool = True, kv_bytes: int = KV_BYTES) -> None:
+        config = model.config
+        self.model = model
+        self._pool = KVPool(
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=model.dtype,
+            max_bytes=kv_bytes,
+        )
+        self._scheduler = Scheduler(PrefixTree(self._pool.slots), sharing=sharing)
+        self._stepper = Stepper(model, self._pool, self._scheduler)
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._vocabulary: LLTokenizer | None = None
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._work, name="shoal-engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls,
+        name: str = "smollm2-135m",
+        *,
+        dtype: str = "bf16",
+        sharing: bool = True,
+        kv_bytes: int = KV_BYTES,
+        threads: int | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> LocalEngine:
+        """Load a model by name or path and start an engine on it; see :func:`load`."""
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        return cls(load(name, dtype=dtype, progress=progress), sharing=sharing, kv_bytes=kv_bytes)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What runs here."""
+        return EngineInfo(
+            model=self.model.name,
+            kind="local",
+            context_tokens=self.model.config.context,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            sharing=self._scheduler.sharing,
+        )
+
+    @property
+    def counters(self) -> Counters:
+        """Totals since the engine was opened."""
+        return self._stepper.counters
+
+    @property
+    def kv_bytes_used(self) -> int:
+        """Bytes of KV cache in use, kept prefixes included."""
+        return self._pool.used_bytes
+
+    # -- the protocol ---------------------------------------------------------------------
+
+    async def generate(
+        self, requests: Sequence[Request], on_delta: OnDelta | None = None
+    ) -> list[Completion]:
+        """See :meth:`shoal.core.protocols.Engine.generate`."""
+        loop = asyncio.get_running_loop()
+        answers: list[asyncio.Future[Completion]] = [loop.create_future() for _ in requests]
+        jobs: list[Job] = []
+        for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+            try:
+                jobs.append(self._generation(index, request, answer, on_delta, loop))
+            except ShoalError as error:
+                answer.set_result(Completion("", finish="error", error=str(error)))
+        await self._run(jobs, answers)
+        return [answer.result() for answer in answers]
+
+    async def score(self, prefix: Prompt, candidates: Sequence[str], salt: str = "") -> list[Score]:
+        """See :meth:`shoal.core.protocols.Engine.score`."""
+        tokenizer = self.model.tokenizer
+        prompt = self._encode(prefix)
+        if not prompt:
+            raise EngineError("A score needs a prefix of at least one token.")
+        endings = [tokenizer.encode(text, special=False) for text in candidates]
+        # The last prefix token is computed with the candidates: its state scores their first.
+        suffixes = [[prompt[-1], *ending[:-1]] for ending in endings]
+        states = await self._hidden(prompt[:-1], suffixes, salt)
+        return [
+            self._score(text, ending, rows)
+            for text, ending, rows in zip(candidates, endings, states, strict=True)
+        ]
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Mean of the final hidden states, normalised; for retrieval use an embedding model."""
+        suffixes = [self.model.tokenizer.encode(text, special=False) or [0] for text in texts]
+        states = await self._hidden((), suffixes, "")
+        mean = torch.stack([rows.float().mean(0) for rows in states])
+        vectors: NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=-1).numpy()
+        return vectors
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Exact count, chat template included."""
+        return len(self._encode(prompt))
+
+    async def close(self) -> None:
+        """Stop the thread; requests under way are cancelled."""
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    # -- from requests to jobs ------------------------------------------------------------
+
+    def _encode(self, prompt: Prompt, request: Request | None = None) -> list[int]:
+        tokenizer = self.model.tokenizer
+        if prompt and isinstance(prompt[0], Message):
+            messages = [part for part in prompt if isinstance(part, Message)]
+            tools = request.tools if request else ()
+            return self.model.chat.encode(messages, tokenizer, tools=tools)
+        tokens: list[int] = []
+        for part in prompt:
+            assert isinstance(part, Segment), "a prompt is all messages or all segments"
+            tokens += tokenizer.encode(part.text) if part.tokens is None else part.tokens
+        return tokens
+
+    def _generation(
+        self,
+        index: int,
+        request: Request,
+        answer: asyncio.Future[Completion],
+        on_delta: OnDelta | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> Generation:
+        tokens = self._encode(request.prompt, request)
+        if not tokens:
+            raise EngineError("The prompt is empty: give at least one token.")
+        if any(not 0 <= token < self.model.config.vocab for token in tokens):
+            raise EngineError(f"A token id lies outside the vocabulary of {self.model.name}.")
+        room = self._room(len(tokens))
+
+        def on_text(piece: str, new: tuple[int, ...]) -> None:
+            if on_delta is not None:
+                _call(loop, lambda: on_delta(Delta(index, piece, new)))
+
+        return Generation(
+            request=request,
+            prompt_tokens=len(tokens),
+            tokens=tokens,
+            max_new=min(request.sampling.max_tokens, room),
+            stream=self.model.tokenizer.stream(),
+            eos_ids=self.model.tokenizer.eos_ids,
+            constraint=self._constraint(request.grammar),
+            on_text=on_text,
+            on_done=lambda completion: _call(loop, lambda: _resolve(answer, completion)),
+        )
+
+    def _room(self, prompt: int) -> int:
+        """Tokens that can follow a prompt of this length; raises where none can."""
+        context, slots = self.model.config.context, self._pool.slots.capacity
+        if prompt >= context:
+            raise ContextOverflow(
+                f"The prompt has {prompt} tokens, but the context of {self.model.name} holds "
+                f"{context}: shorten it or split it into chunks."
+            )
+        if prompt >= slots:
+            raise EngineError(
+                f"The prompt has {prompt} tokens, but the KV cache holds {slots}: "
+                "give the engine more memory (--kv-memory)."
+            )
+        return min(context, slots) - prompt
+
+    def _constraint(self, grammar: Grammar | None) -> Constraint | None:
+        if grammar is None:
+            return None
+        if self._vocabulary is None:
+            tokenizer = self.model.tokenizer
+            self._vocabulary = vocabulary(
+                tokenizer.backend, size=self.model.config.vocab, eos=min(tokenizer.eos_ids)
+            )
+        return Constraint(self._vocabulary, grammar)
+
+    async def _hidden(
+        self, prefix: Sequence[int], suffixes: Sequence[Sequence[int]], salt: str
+    ) -> list[torch.Tensor]:
+        if not suffixes:
+            return []
+        for suffix in suffixes:
+            self._room(len(prefix) + len(suffix) - 1)
+        if (need := len(prefix) + sum(map(len, suffixes))) > self._pool.slots.capacity:
+            raise EngineError(
+                f"Scoring {len(suffixes)} texts at once needs {need} cached tokens, but the KV "
+                f"cache holds {self._pool.slots.capacity}: score fewer at a time."
+            )
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[torch.Tensor]] = loop.create_future()
+        job = HiddenStates(
+            prefix, suffixes, salt, lambda states: _call(loop, lambda: _resolve(answer, states))
+        )
+        await self._run([job], [answer])
+        return answer.result()
+
+    @torch.inference_mode()
+    def _score(self, text: str, ending: list[int], rows_TD: torch.Tensor) -> Score:
+        parts: list[float] = []
+        for first in range(0, len(ending), _SCORE_ROWS):
+            logits = self.model.decoder.logits(rows_TD[first : first + _SCORE_ROWS])
+            chosen = torch.tensor(ending[first : first + _SCORE_ROWS])[:, None]
+            logprobs = torch.log_softmax(logits[: len(chosen)], -1).gather(1, chosen)[:, 0]
+            parts += logprobs.tolist()
+        return Score(text, sum(parts), tuple(parts))
+
+    # -- the thread -----------------------------------------------------------------------
+
+    async def _run(self, jobs: list[Job], answers: Sequence[asyncio.Future[object]]) -> None:
+        """Submit jobs as one group and wait; on cancellation take them back."""
+        if self._failure is not None or not self._thread.is_alive():
+            raise EngineError(self._failure or "The engine is closed.")
+        self._commands.put(lambda: self._scheduler.submit(jobs))
+        try:
+            await asyncio.gather(*answers)
+        except asyncio.CancelledError:
+            self._commands.put(lambda: [self._stepper.cancel(job) for job in jobs] and None)
+            raise
+
+    def _work(self) -> None:
+        try:
+            while True:
+                while not self._commands.empty() or not self._scheduler.busy:
+                    command = self._commands.get()
+                    if command is None:
+                        self._abandon("The engine was closed.")
+                        return
+                    command()
+                self._stepper.step()
+        except Exception as error:
+            self._abandon(f"The engine stopped: {type(error).__name__}: {error}.")
+            raise
+
+    def _abandon(self, why: str) -> None:
+        self._failure = why
+        for job in [*self._scheduler.running, *self._scheduler.waiting]:
+            if isinstance(job, Generation):
+                job.on_done(job.completion(token_bytes=self._pool.token_bytes, error=why))
+            else:
+                job.on_done(why)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    """Run on the event loop, unless that has ended meanwhile."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(function)
+
+
+def _resolve(answer: asyncio.Future[Any], value: object) -> None:
+    if answer.done():
+        return
+    if isinstance(value, str):
+        answer.set_exception(EngineError(value))
+    else:
+        answer.set_result(value)

@@ -1,0 +1,136 @@
+"""One turn of the crank: plan, one forward pass, choose tokens, hand answers on.
+
+No threads and no files here: the loop can be driven by hand in a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from shoal.core.errors import ShoalError
+from shoal.core.protocols import TokenLogprob
+from shoal.engine.attention import StepAttention, Work
+from shoal.engine.generation import Generation, HiddenStates
+from shoal.engine.pool import KVPool
+from shoal.engine.sampler import Row, choose
+from shoal.engine.scheduler import Job, Scheduler
+from shoal.models.loading import Model
+
+
+@dataclass(slots=True)
+class Counters:
+    """What an engine has done since it was opened.
+
+    tokens_computed  rows that went through the first layer, counted there
+    tokens_generated tokens chosen
+    steps            forward passes
+    """
+
+    tokens_computed: int = 0
+    tokens_generated: int = 0
+    steps: int = 0
+
+
+class Stepper:
+    """Runs the scheduler's plans on a model."""
+
+    def __init__(self, model: Model, pool: KVPool, scheduler: Scheduler) -> None:
+        self.model = model
+        self.pool = pool
+        self.scheduler = scheduler
+        self.counters = Counters()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Compute one batch of tokens and finish what it finishes."""
+        works = self.scheduler.plan()
+        if works:
+            self._forward(works)
+        self._choose()
+        self._collect()
+
+    def _forward(self, works: Sequence[Work]) -> None:
+        ids: list[int] = []
+        positions: list[int] = []
+        for work in works:
+            end = work.start + work.count
+            ids += work.node.tokens[work.start : end]
+            positions += range(work.node.position + work.start, work.node.position + end)
+        attend = StepAttention(works, self.pool)
+        hidden_TD = self.model.decoder.forward(torch.tensor(ids), torch.tensor(positions), attend)
+        self.counters.steps += 1
+        self.counters.tokens_computed += attend.tokens_computed
+
+        row = 0
+        for work in works:
+            node = work.node
+            states_TD = hidden_TD[row : row + work.count]
+            row += work.count
+            if node.keep_hidden:
+                before = [] if node.all_hidden is None else [node.all_hidden]
+                node.all_hidden = torch.cat([*before, states_TD])
+            node.filled += work.count
+            if node.complete:
+                node.last_hidden = states_TD[-1].clone()
+
+    def _choose(self) -> None:
+        ready: list[Generation] = []
+        rows: list[Row] = []
+        hidden: list[torch.Tensor] = []
+        for job in list(self.scheduler.running):
+            if isinstance(job, Generation) and job.end is not None and job.end.complete:
+                assert job.end.last_hidden is not None, "an end that was computed kept its state"
+                if not job.max_new:
+                    job.finish = "length"
+                    self._end(job)
+                    continue
+                try:
+                    rows.append(job.row())
+                except ShoalError as error:
+                    self._end(job, str(error))
+                    continue
+                ready.append(job)
+                hidden.append(job.end.last_hidden)
+        if not ready:
+            return
+        choice = choose(self.model.decoder.logits(torch.stack(hidden)), rows)
+        self.counters.tokens_generated += len(ready)
+        for job, token, logprob in zip(ready, choice.tokens, choice.logprobs, strict=True):
+            try:
+                job.accept(token, self._named(token, logprob) if logprob else None)
+            except ShoalError as error:
+                self._end(job, str(error))
+                continue
+            if job.finish:
+                self._end(job)
+            elif job in self.scheduler.running:  # growing another may have preempted it
+                self.scheduler.grow(job)
+
+    def _named(self, token: int, logprob: tuple[float, list[tuple[int, float]]]) -> TokenLogprob:
+        decode = self.model.tokenizer.decode
+        own, top = logprob
+        return TokenLogprob(token, decode([token]), own, tuple((t, decode([t]), p) for t, p in top))
+
+    def _collect(self) -> None:
+        for job in list(self.scheduler.running):
+            if isinstance(job, HiddenStates) and next(job.unfinished(), None) is None:
+                states = job.collect()
+                self.scheduler.finish(job)
+                job.on_done(states)
+
+    def _end(self, job: Generation, error: str | None = None) -> None:
+        self.scheduler.finish(job)
+        job.on_done(job.completion(token_bytes=self.pool.token_bytes, error=error))
+
+    def cancel(self, job: Job) -> None:
+        """Stop a job where it is; a generation is answered with what it has."""
+        if job not in self.scheduler.running and job not in self.scheduler.waiting:
+            return
+        if isinstance(job, Generation):
+            job.finish = "cancelled"
+            self._end(job)
+        else:
+            self.scheduler.finish(job)
