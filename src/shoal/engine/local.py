@@ -20,13 +20,13 @@ from shoal.core.protocols import (
     Delta,
     EngineInfo,
     Grammar,
-    Message,
     OnDelta,
     Prompt,
     Request,
     Score,
     Segment,
 )
+from shoal.core.records import Message
 from shoal.engine.generation import Generation, HiddenStates
 from shoal.engine.grammar import Constraint, vocabulary
 from shoal.engine.pool import KVPool
@@ -251,7 +251,7 @@ class LocalEngine:
 
     # -- the thread -----------------------------------------------------------------------
 
-    async def _run(self, jobs: list[Job], answers: Sequence[asyncio.Future[object]]) -> None:
+    async def _run(self, jobs: list[Job], answers: Sequence[asyncio.Future[Any]]) -> None:
         """Submit jobs as one group and wait; on cancellation take them back."""
         if self._failure is not None or not self._thread.is_alive():
             raise EngineError(self._failure or "The engine is closed.")
@@ -259,8 +259,12 @@ class LocalEngine:
         try:
             await asyncio.gather(*answers)
         except asyncio.CancelledError:
-            self._commands.put(lambda: [self._stepper.cancel(job) for job in jobs] and None)
+            self._commands.put(lambda: self._cancel(jobs))
             raise
+
+    def _cancel(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._stepper.cancel(job)
 
     def _work(self) -> None:
         try:
