@@ -1,0 +1,72 @@
+"""``shoal doctor``: what is here, what is missing, and whether the engine works."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from shoal.cli.console import console, print_json
+from shoal.core.doctor import Fact, facts
+
+if TYPE_CHECKING:
+    from shoal.engine.local import LocalEngine
+
+
+def doctor(
+    model: str = typer.Option("smollm2-135m", help="The model to test."),
+    json: bool = typer.Option(False, "--json", help="Print the same facts as JSON."),
+) -> None:
+    """Check Python, torch, memory, caches and optional parts, then test the engine."""
+    report = [*facts(), *_self_test(model)]
+    if json:
+        print_json([asdict(fact) for fact in report])
+    else:
+        for fact in report:
+            mark = "[green]ok[/]" if fact.ok else "[yellow]--[/]"
+            console.print(f" {mark}  {fact.name:<34}", end="")
+            console.print(fact.value if fact.ok else f"{fact.value}  {fact.fix}", markup=False)
+    if any(not fact.ok and fact.name.startswith("engine") for fact in report):
+        raise typer.Exit(1)
+
+
+def _self_test(name: str) -> list[Fact]:
+    from shoal.engine.local import LocalEngine
+
+    started = time.perf_counter()
+    engine = LocalEngine.open(name)
+    seconds = time.perf_counter() - started
+    report = [Fact("engine: model loaded", f"{name} in {seconds:.1f} s, {engine.info.dtype}")]
+    return [*report, *asyncio.run(_ask(engine))]
+
+
+async def _ask(engine: LocalEngine) -> list[Fact]:
+    """A greedy answer twice, the second time from the cache, and the price of bf16."""
+    from shoal.core.protocols import Request, Sampling
+    from shoal.core.records import Message
+    from shoal.models.loading import load
+    from shoal.models.quality import divergence
+
+    prompt = (Message("user", "What is the capital of France?" + " Answer shortly." * 40),)
+    request = Request(prompt, Sampling(max_tokens=16))
+    (first,) = await engine.generate([request])
+    (again,) = await engine.generate([request])
+    await engine.close()
+    usage = first.usage
+    prefill = usage.prompt_tokens / usage.first_token_ms * 1e3
+    decode = (usage.decoded_tokens - 1) / (usage.total_ms - usage.first_token_ms) * 1e3
+    kl, top1 = divergence(engine.model, load(engine.model.name, dtype="fp32"))
+    return [
+        Fact("engine: answer", first.text.strip().splitlines()[0]),
+        Fact("engine: speed", f"prefill {prefill:.0f} tok/s, decode {decode:.0f} tok/s"),
+        Fact(
+            "engine: asked again",
+            f"{again.usage.shared_tokens} of {again.usage.prompt_tokens} prompt tokens shared",
+            again.text == first.text,
+            "The second answer differs from the first: please report this.",
+        ),
+        Fact("engine: bf16 against fp32", f"KL {kl:.4f}, same top token {top1:.0%}"),
+    ]
