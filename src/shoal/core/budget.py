@@ -117,12 +117,13 @@ class Budget:
                 budget.used_calls += 1
         return Reservation(self, tokens)
 
-    def spend(self, tokens: int, calls: int = 1) -> None:
-        """Book what an earlier process used (a resumed run replays its log this way)."""
+    def spend(self, tokens: int, calls: int = 1, seconds: float = 0.0) -> None:
+        """Book what was used without a reservation, for instance by an earlier process."""
         with self._lock:
             for budget in self._chain():
                 budget.used_tokens += tokens
                 budget.used_calls += calls
+                budget._opened -= seconds
 
     def _settle(self, held: int, used: int) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ it idempotent: appending it again returns the first one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import threading
@@ -47,7 +48,7 @@ class Event:
 
 
 class EventLog:
-    """Append-only log of one run. Kinds in use: run, step, budget, rewire, note, end.
+    """Append-only log of one run. Kinds in use: run, resume, step, budget, rewire, note, end.
 
     One object may be used from several threads. Several processes may read; one writes.
     ``path`` None keeps the log in memory.
@@ -84,29 +85,33 @@ class EventLog:
 
         Raises :class:`LogError` when it cannot be written; the log then stays as it was.
         """
-        return self._append(kind, json.dumps(body, ensure_ascii=False), key or new_id())
+        key, at, text = key or new_id(), time.time(), json.dumps(body, ensure_ascii=False)
+        seq = self._insert(kind, text, key, at)
+        if seq is not None:
+            return Event(seq, key, kind, at, json.loads(text))
+        found = self.get(key)
+        assert found is not None, "a key that cannot be inserted is there"
+        return found
 
-    def append_step(self, step: Step) -> Event:
-        """Write a turn; its own key makes it idempotent."""
-        return self._append("step", to_json(step), step.key)
+    def append_step(self, step: Step) -> None:
+        """Write a turn; its own key makes it idempotent. Raises as :meth:`append` does."""
+        self._insert("step", to_json(step), step.key, time.time())
 
-    def _append(self, kind: str, body: str, key: str) -> Event:
+    def _insert(self, kind: str, body: str, key: str, at: float) -> int | None:
+        """The new event's number; None where the key was there already."""
         with self._lock:
             try:
-                self._db.execute(
+                done = self._db.execute(
                     "INSERT INTO event (key, kind, at, body) VALUES (?, ?, ?, ?) "
                     "ON CONFLICT (key) DO NOTHING",
-                    (key, kind, time.time(), body),
+                    (key, kind, at, body),
                 )
-                row = self._db.execute(
-                    "SELECT seq, key, kind, at, body FROM event WHERE key = ?", (key,)
-                ).fetchone()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeEncodeError) as error:
                 raise LogError(
                     f"Cannot write to the event log {self.path}: {error}; "
                     "what was logged before is safe and the run can be resumed."
                 ) from error
-        return _event(row)
+        return done.lastrowid if done.rowcount else None
 
     def get(self, key: str) -> Event | None:
         """The event with this key, or None."""
@@ -123,6 +128,14 @@ class EventLog:
         with self._lock:
             rows = self._read("SELECT body FROM event WHERE kind = 'step' ORDER BY seq", ())
         return (from_json(Step, row[0]) for row in rows)
+
+    def seconds(self) -> float:
+        """How long the run was at work: the time between events, without the pauses that a
+        "resume" event ends."""
+        with self._lock:
+            rows = self._read("SELECT kind, at FROM event ORDER BY seq", ())
+        gaps = itertools.pairwise(rows)
+        return sum(max(0.0, float(b[1] - a[1])) for a, b in gaps if b[0] != "resume")
 
     def episode(self) -> Episode:
         """The run as one episode: its task, its steps so far, its end where it has one."""

@@ -5,11 +5,9 @@ Records are frozen; what crosses a file goes through :func:`to_json` and :func:`
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -137,21 +135,22 @@ class Episode:
 R = TypeVar("R")
 
 
-@functools.cache
-def _adapter(record: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(record)
+_adapters: dict[type, TypeAdapter[Any]] = {}
+
+
+def _adapter(record: type) -> TypeAdapter[Any]:
+    if record not in _adapters:
+        _adapters[record] = TypeAdapter(record)
+    return _adapters[record]
 
 
 def to_json(record: Any) -> str:
     """One line of JSON for a record, keys in field order, defaults left out."""
-    whole = asdict(record)
-    kept = {
-        f.name: whole[f.name] for f in fields(record) if whole[f.name] not in (None, [], (), {})
-    }
-    return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+    line: bytes = _adapter(type(record)).dump_json(record, exclude_defaults=True)
+    return line.decode()
 
 
 def from_json(record: type[R], text: str | bytes) -> R:
     """The record a line of JSON stands for; raises ``ValueError`` where it does not fit."""
-    adapter: TypeAdapter[R] = _adapter(cast(Hashable, record))
-    return adapter.validate_json(text)
+    value: R = _adapter(record).validate_json(text)
+    return value

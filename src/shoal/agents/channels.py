@@ -1,0 +1,172 @@
+"""Channels: who hears whom, and how much of it. What no channel carries, a member never sees.
+
+A mesh and a bus carry a member's own words back to it too: remembering is a channel like any
+other, and it makes the transcript the same text for all, so that it is computed once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from shoal.agents.rules import Call, Member, Registry, Rule
+from shoal.core.errors import ConfigError, nearest
+from shoal.core.records import Step
+
+EVERYONE = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """Carries what ``src`` said to ``dst``; both name one member, several, or ``*`` for all."""
+
+    src: str | tuple[str, ...]
+    dst: str | tuple[str, ...]
+    view: str | Call = "last"
+
+
+View = Callable[[Sequence[Step]], Sequence[Step]]
+
+views: Registry[View] = Registry("view")
+
+
+@views.register("last")
+def last(n: Annotated[int, Field(ge=1)] = 1) -> View:
+    """The last ``n`` things that were said."""
+    return lambda said: said[-n:]
+
+
+@views.register("all")
+def everything() -> View:
+    """All that was said, from the beginning."""
+    return lambda said: said
+
+
+Topology = Callable[[tuple[str, ...]], tuple[Channel, ...]]
+"""Makes the channels between members given by name in the order they were declared."""
+
+topologies: Registry[Topology] = Registry("channels")
+
+
+@topologies.register("none")
+def none() -> Topology:
+    """Nobody hears anybody."""
+    return lambda names: ()
+
+
+@topologies.register("mesh")
+def mesh(view: Rule = "last") -> Topology:
+    """Everyone hears everyone's last word, their own included."""
+    return lambda names: (Channel(EVERYONE, EVERYONE, view),)
+
+
+@topologies.register("bus")
+def bus(view: Rule = "all") -> Topology:
+    """Everyone reads one board that keeps all that was said."""
+    return lambda names: (Channel(EVERYONE, EVERYONE, view),)
+
+
+@topologies.register("star")
+def star(hub: Member, view: Rule = "last") -> Topology:
+    """The hub hears everyone, everyone hears the hub."""
+
+    def make(names: tuple[str, ...]) -> tuple[Channel, ...]:
+        others = tuple(name for name in names if name != hub)
+        return Channel(others, hub, view), Channel(hub, others, view)
+
+    return make
+
+
+@topologies.register("chain")
+def chain(view: Rule = "last") -> Topology:
+    """Each hears the one before."""
+    return lambda names: tuple(Channel(a, b, view) for a, b in itertools.pairwise(names))
+
+
+@topologies.register("ring")
+def ring(view: Rule = "last") -> Topology:
+    """Each hears the one before, the first hears the last."""
+    return lambda names: tuple(
+        Channel(a, b, view) for a, b in itertools.pairwise((names[-1], *names))
+    )
+
+
+@topologies.register("tree")
+def tree(branches: Annotated[int, Field(ge=1)] = 2, view: Rule = "last") -> Topology:
+    """The first is the root; each hears its parent and its ``branches`` children."""
+
+    def make(names: tuple[str, ...]) -> tuple[Channel, ...]:
+        pairs = [(names[(i - 1) // branches], names[i]) for i in range(1, len(names))]
+        return tuple(
+            channel for a, b in pairs for channel in (Channel(a, b, view), Channel(b, a, view))
+        )
+
+    return make
+
+
+Channels = str | Call | tuple[Channel, ...]
+
+
+def lay(channels: Channels, names: tuple[str, ...]) -> tuple[Channel, ...]:
+    """The single channels between members; raises :class:`ConfigError` for unknown ones."""
+    if not isinstance(channels, tuple):
+        for name in topologies.members_of(channels):
+            known_member(name, names, f"The channels {str(channels)!r}")
+        channels = topologies.make(channels)(names)
+    for channel in channels:
+        for name in (*_selected(channel.src), *_selected(channel.dst)):
+            if name != EVERYONE:
+                known_member(name, names, "A channel")
+        views.make(channel.view)
+    return channels
+
+
+def known_member(name: str, names: Iterable[str], who: str) -> None:
+    """Raise :class:`ConfigError`, with the nearest name, unless ``name`` is a member's."""
+    names = tuple(names)
+    if name not in names:
+        raise ConfigError(
+            f"{who} names {name!r}, who is not a member.{nearest(name, names)} "
+            f"Members: {', '.join(names)}."
+        )
+
+
+def _selected(select: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (select,) if isinstance(select, str) else select
+
+
+class Wiring:
+    """Channels resolved to the members of a run (copies included)."""
+
+    def __init__(self, channels: Sequence[Channel], copies: Mapping[str, tuple[str, ...]]) -> None:
+        def expand(select: str | tuple[str, ...]) -> tuple[str, ...]:
+            chosen = tuple(copies) if EVERYONE in _selected(select) else _selected(select)
+            return tuple(name for member in chosen for name in copies[member])
+
+        self._inlets = [(expand(channel.src), views.make(channel.view)) for channel in channels]
+        hears: dict[str, list[int]] = {name: [] for names in copies.values() for name in names}
+        for index, channel in enumerate(channels):
+            for name in expand(channel.dst):
+                hears[name].append(index)
+        self.hears = {name: tuple(indexes) for name, indexes in hears.items()}
+        """Which channels reach a member: members with equal ones have equal inboxes."""
+
+    def sources(self, name: str) -> frozenset[str]:
+        """Whom a member hears."""
+        return frozenset(src for index in self.hears[name] for src in self._inlets[index][0])
+
+    def inbox(
+        self, channels: tuple[int, ...], said: Mapping[str, Sequence[Step]]
+    ) -> tuple[Step, ...]:
+        """What these channels carry, oldest first, then by name; nothing twice."""
+        carried: dict[str, Step] = {}
+        for index in channels:
+            sources, view = self._inlets[index]
+            for src in sources:
+                if said[src]:
+                    carried.update((step.key, step) for step in view(said[src]))
+        return tuple(sorted(carried.values(), key=lambda step: (step.superstep, step.member)))

@@ -1,0 +1,292 @@
+"""Teams as TOML: read, checked, written. What is wrong is named with its place and its fix.
+
+shoal = 1                             # version of this format
+name = "pair"
+task = "..."                          # worked on when a run brings no task
+channels = "mesh"                     # or [[channel]] tables with from, to, view
+
+[protocol]
+turn = "all(but=editor)"
+reduce = "judge(editor)"
+until = "rounds(2)"                   # or a list: the first rule that holds stops the run
+
+[[member]]
+name = "reader"
+role = "Say what the text is about."
+max_tokens = 64
+
+[[member]]
+name = "editor"
+role = "Write the final answer."
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shoal.agents.channels import Channel
+from shoal.agents.config_errors import explained
+from shoal.agents.rules import Call, parse
+from shoal.agents.team import MOST_COPIES, Agent, Member, Protocol, Reads, Team
+from shoal.core.budget import Limits
+from shoal.core.errors import ConfigError
+from shoal.core.protocols import Sampling
+
+FORMAT = 1
+
+_SAMPLING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "min_tokens",
+)
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Limits(_Table):
+    tokens: _Count | None = None
+    calls: _Count | None = None
+    seconds: Annotated[float, Field(ge=0)] | None = None
+
+
+class _Channel(_Table):
+    src: str | list[str] = Field(alias="from")
+    dst: str | list[str] = Field(alias="to")
+    view: str = "last"
+
+
+class _Protocol(_Table):
+    turn: str = "all"
+    reduce: str = "last"
+    until: str | list[str] = "rounds(1)"
+    on_failure: str = "retry"
+
+
+class _Member(_Table):
+    name: str
+    role: str = ""
+    objective: str = ""
+    model: str = "default"
+    reads: Reads = "all"
+    copies: Annotated[int, Field(ge=1, le=MOST_COPIES)] = 1
+    limits: _Limits = _Limits()
+    team: str | _Team | None = None
+    max_tokens: _Count | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: _Count | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: list[str] | None = None
+    min_tokens: _Count | None = None
+
+
+class _Team(_Table):
+    shoal: int = FORMAT
+    name: str = "team"
+    about: str = ""
+    preamble: str = ""
+    task: str = ""
+    objective: str = ""
+    channels: str | None = None
+    channel: list[_Channel] = []
+    protocol: _Protocol = _Protocol()
+    member: list[_Member] = []
+    limits: _Limits = _Limits()
+
+
+_TABLES: dict[str, type[BaseModel]] = {
+    "": _Team,
+    "limits": _Limits,
+    "channel": _Channel,
+    "protocol": _Protocol,
+    "member": _Member,
+    "team": _Team,
+}
+
+
+LoadTeam = Callable[[str], Team]
+"""Finds the team that a member names."""
+
+
+def parse_team(text: str, *, source: str = "The team", load: LoadTeam | None = None) -> Team:
+    """The team a TOML text describes.
+
+    ``source`` names the text in errors; ``load`` finds the teams that members name. Raises
+    :class:`ConfigError`, saying what is wrong and, where it can be told, on which line.
+    """
+    try:
+        raw = tomllib.loads(text)
+        _check_version(raw, source)
+        config = _Team.model_validate(raw)
+        return _team(config, load)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML: {error}.") from error
+    except ValidationError as error:
+        raise ConfigError(explained(error, text, source, _TABLES)) from error
+    except RecursionError as error:
+        raise ConfigError(f"{source} nests too deep to be read.") from error
+    except ConfigError as error:
+        known = str(error).startswith(source)
+        raise error if known else ConfigError(f"{source}: {error}") from error
+
+
+def _check_version(raw: dict[str, Any], source: str) -> None:
+    version = raw.get("shoal", FORMAT)
+    if isinstance(version, int) and version > FORMAT:
+        raise ConfigError(
+            f"{source} is written for format {version}, newer than this version of shoal reads "
+            f"({FORMAT}): upgrade shoal to use it."
+        )
+
+
+def _team(config: _Team, load: LoadTeam | None) -> Team:
+    if config.channels is not None and config.channel:
+        raise ConfigError("There are both channels and [[channel]] tables: keep one of them.")
+    until = config.protocol.until
+    return Team(
+        name=config.name,
+        members=tuple(_member(member, load) for member in config.member),
+        protocol=Protocol(
+            config.protocol.turn,
+            config.protocol.reduce,
+            until if isinstance(until, str) else Call("any", tuple(map(parse, until))),
+            config.protocol.on_failure,
+        ),
+        channels=tuple(Channel(_names(c.src), _names(c.dst), c.view) for c in config.channel)
+        or config.channels
+        or "mesh",
+        preamble=config.preamble.strip(),
+        task=config.task.strip(),
+        about=config.about.strip(),
+        objective=config.objective.strip(),
+        limits=_limits(config.limits),
+    )
+
+
+def _member(config: _Member, load: LoadTeam | None) -> Member:
+    if config.team is not None:
+        return _nested(config, load)
+    chosen = {name: getattr(config, name) for name in _SAMPLING}
+    if config.stop is not None:
+        chosen["stop"] = tuple(config.stop)
+    try:
+        sampling = Sampling(**{name: value for name, value in chosen.items() if value is not None})
+    except ValueError as error:
+        raise ConfigError(f"Member {config.name!r}: {error}") from error
+    return Agent(
+        name=config.name,
+        role=config.role.strip(),
+        objective=config.objective.strip(),
+        model=config.model,
+        reads=config.reads,
+        copies=config.copies,
+        sampling=sampling,
+        limits=_limits(config.limits),
+    )
+
+
+def _nested(config: _Member, load: LoadTeam | None) -> Team:
+    foreign = config.model_fields_set - {"name", "team", "objective", "limits"}
+    if foreign:
+        raise ConfigError(
+            f"Member {config.name!r} is a team, so it cannot have {min(foreign)!r}: give that to "
+            "the team's own members."
+        )
+    if isinstance(config.team, _Team):
+        team = _team(config.team, load)
+    elif load is not None:
+        team = load(str(config.team))
+    else:
+        raise ConfigError(f"Member {config.name!r} names a team, which cannot be looked up here.")
+    return replace(
+        team,
+        name=config.name,
+        objective=config.objective.strip() or team.objective,
+        limits=_limits(config.limits) if "limits" in config.model_fields_set else team.limits,
+    )
+
+
+def _limits(config: _Limits) -> Limits:
+    return Limits(config.tokens, config.calls, config.seconds)
+
+
+def _names(names: str | list[str]) -> str | tuple[str, ...]:
+    return names if isinstance(names, str) else tuple(names)
+
+
+def dump_team(team: Team) -> str:
+    """TOML that :func:`parse_team` reads back as an equal team, teams inside it included.
+
+    Raises :class:`ConfigError` for rules or models that are Python functions.
+    """
+    return tomli_w.dumps({"shoal": FORMAT, **_dumped(team)}, multiline_strings=True)
+
+
+def _dumped(team: Team) -> dict[str, Any]:
+    table: dict[str, Any] = {"name": team.name}
+    table |= _given(team, ("about", "preamble", "task", "objective"))
+    if isinstance(team.channels, tuple):
+        table["channel"] = [
+            {"from": _listed(c.src), "to": _listed(c.dst), "view": _rule(c.view)}
+            for c in team.channels
+        ]
+        table |= {} if team.channels else {"channels": "none"}
+    else:
+        table["channels"] = _rule(team.channels)
+    names = ("turn", "reduce", "until", "on_failure")
+    table["protocol"] = {name: _rule(getattr(team.protocol, name)) for name in names}
+    table["member"] = [_dumped_member(member) for member in team.members]
+    return table | _dumped_limits(team.limits)
+
+
+def _dumped_member(member: Member) -> dict[str, Any]:
+    if isinstance(member, Team):
+        return {"name": member.name, "team": _dumped(member)}
+    if not isinstance(member.model, str):
+        raise ConfigError(f"Member {member.name!r} is a function, which no file can hold.")
+    table = {"name": member.name, **_given(member, ("role", "objective"))}
+    for name, usual in (("model", "default"), ("reads", "all"), ("copies", 1)):
+        if getattr(member, name) != usual:
+            table[name] = getattr(member, name)
+    usual_sampling = Sampling()
+    for name in _SAMPLING:
+        value = getattr(member.sampling, name)
+        if value != getattr(usual_sampling, name):
+            table[name] = list(value) if isinstance(value, tuple) else value
+    return table | _dumped_limits(member.limits)
+
+
+def _dumped_limits(limits: Limits) -> dict[str, Any]:
+    given = {"tokens": limits.tokens, "calls": limits.calls, "seconds": limits.seconds}
+    given = {name: value for name, value in given.items() if value is not None}
+    return {"limits": given} if given else {}
+
+
+def _given(value: object, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names if getattr(value, name)}
+
+
+def _listed(select: str | tuple[str, ...]) -> str | list[str]:
+    return select if isinstance(select, str) else list(select)
+
+
+def _rule(rule: object) -> str:
+    if not isinstance(rule, str | Call):
+        raise ConfigError("A rule that is a function cannot be written to a file: name it.")
+    return str(rule)

@@ -1,0 +1,152 @@
+"""The one scheduler: supersteps over an append-only log.
+
+    while nothing stops it:
+        who speaks now?                      the turn rule, a function of what has happened
+        what does each hear?                 channels, over the log as the superstep begins
+        reserve budget; one call per engine  so that the engine sees what the prompts share
+        log the turns in order of name; settle
+    reduce the last words to one result
+
+Collaboration survey (arXiv 2501.06322): agents, channels, protocol. A step's key (run,
+superstep, member) makes it idempotent: a run on a log that holds turns goes on after them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from typing import Any
+
+from shoal.agents.events import OnEvent, RunEnded, RunStarted, TeamResult
+from shoal.agents.failures import failure_policies
+from shoal.agents.material import Material, as_material
+from shoal.agents.prompt import DEFAULT_PREAMBLE
+from shoal.agents.replay import in_order
+from shoal.agents.supersteps import Aborted, Context, Ending, TeamRun
+from shoal.agents.team import Team
+from shoal.core.budget import Budget
+from shoal.core.errors import ConfigError, nearest
+from shoal.core.ids import new_id
+from shoal.core.log import EventLog
+from shoal.core.protocols import Engine
+from shoal.core.records import Episode
+
+
+async def run(
+    team: Team,
+    task: str = "",
+    material: Material | str = "",
+    *,
+    engine: Engine | Mapping[str, Engine],
+    log: EventLog | None = None,
+    seed: int = 0,
+    run_id: str | None = None,
+    on_event: OnEvent | None = None,
+) -> TeamResult:
+    """Let a team work on a task (its own where none is given) and return how that ended.
+
+    ``engine`` is one engine or several by key; a member's ``model`` names its key, "default"
+    the only one. On a ``log`` that holds turns of the same run, these are taken as they are,
+    their cost is booked, and the run goes on after them: it ends as if it had never stopped.
+    Cancelling leaves the log resumable; a turn that was under way is not in it.
+
+    Raises :class:`ConfigError` where the log holds another run or a member's model is unknown,
+    :class:`LogError` where the log cannot be written. Failing members raise nothing: the
+    team's failure policy decides and the outcome says so.
+    """
+    began = time.perf_counter()
+    task = task or team.task
+    material = as_material(material)
+    engines = dict(engine) if isinstance(engine, Mapping) else {"default": engine}
+    _check_models(team, engines)
+    log = log if log is not None else EventLog()
+    start = {
+        "id": run_id or new_id(),
+        "team": team.name,
+        "task": task,
+        "seed": seed,
+        "members": list(team.names),
+        "digests": {"team": _digest(team), "material": _digest(material)},
+    }
+    run_id = _open(log, start, named=run_id is not None)
+    recorded = {step.key: step for step in log.steps()}
+    if on_event is not None:
+        on_event(RunStarted(run_id, team.name, task, team.names, len(recorded)))
+    preamble = team.preamble or DEFAULT_PREAMBLE
+    context = Context(run_id, engines, log, seed, preamble, on_event, recorded)
+    budget = Budget(team.limits, name=team.name)
+    budget.spend(0, calls=0, seconds=log.seconds() if recorded else 0.0)
+    end = next(log.events("end"), None)
+    if end is not None:
+        ending = Ending(end.body.get("result"), str(end.body["outcome"]), str(end.body["why"]))
+        context.steps = list(recorded.values())
+    else:
+        try:
+            ending = await TeamRun(context, team, task, material, budget=budget).run()
+        except Aborted as stopped:
+            log.append("note", {"stopped": str(stopped)})
+            ending = Ending(None, "failed", str(stopped))
+        else:
+            body = {"outcome": ending.outcome, "why": ending.why, "result": ending.result}
+            log.append("end", body, key=f"{run_id}/end")
+    episode = Episode(
+        id=run_id,
+        task=task,
+        steps=in_order(context.steps),
+        result=ending.result,
+        outcome=ending.outcome,
+        seed=seed,
+    )
+    seconds = time.perf_counter() - began
+    result = TeamResult(episode, ending.result, ending.outcome, ending.why, seconds)
+    if on_event is not None:
+        on_event(RunEnded(result))
+    return result
+
+
+def _open(log: EventLog, start: Mapping[str, Any], *, named: bool) -> str:
+    """Write the run's first event, or check that the one there belongs to this run; its id."""
+    before = next(log.events("run"), None)
+    if before is None:
+        log.append("run", start, key="run")
+        return str(start["id"])
+    flat, old = _flat(start), _flat(before.body)
+    other = [name for name in flat if flat[name] != old.get(name) and (named or name != "id")]
+    if other:
+        raise ConfigError(
+            f"The log holds a run with another {' and '.join(other)}: give the same to resume "
+            "it, or start a new run."
+        )
+    log.append("resume", {})
+    return str(before.body["id"])
+
+
+def _flat(start: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("id", "task", "seed")
+    return {name: start.get(name) for name in names} | dict(start.get("digests", {}))
+
+
+def _digest(value: object) -> str:
+    return blake2b(repr(value).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _check_models(team: Team, engines: Mapping[str, Engine]) -> None:
+    for who, model in _models(team):
+        if model not in engines:
+            raise ConfigError(
+                f"{who} uses the model {model!r}, but there is no engine of that name."
+                f"{nearest(model, engines)} Engines: {', '.join(sorted(engines))}."
+            )
+
+
+def _models(team: Team) -> Iterator[tuple[str, str]]:
+    """Who in a team names which model."""
+    spare = failure_policies.make(team.protocol.on_failure).model
+    if spare is not None:
+        yield f"The failure policy of team {team.name!r}", spare
+    for member in team.members:
+        if isinstance(member, Team):
+            yield from _models(member)
+        elif isinstance(member.model, str):
+            yield f"Member {member.name!r}", member.model

@@ -1,0 +1,90 @@
+"""What has happened so far in one team's run: kept up to date, read by all rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shoal.agents.channels import Wiring, lay
+from shoal.agents.team import Agent, Member, Team, copies_of
+from shoal.agents.turns import Plan
+from shoal.core.errors import ConfigError
+from shoal.core.records import Step
+
+
+class State:
+    """A team at work. Rules read it and never change it; only :meth:`record` and
+    :meth:`end_superstep` do.
+
+    names      members in the order they were declared, copies included
+    copies     declared member -> the names of its copies (itself where there is one)
+    said       name -> its answers, oldest first (choices and failures are no answers)
+    superstep  the one to come; rounds: those completed; turns: those taken
+    speakers   who has had a turn so far
+    """
+
+    def __init__(self, team: Team, *, parts: int = 0, seed: int = 0) -> None:
+        self.team = team
+        self.seed = seed
+        self.copies: dict[str, tuple[str, ...]] = {
+            member.name: copies_of(member, max(1, parts)) for member in team.members
+        }
+        self.names: tuple[str, ...] = tuple(
+            name for names in self.copies.values() for name in names
+        )
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise ConfigError(f"Team {team.name!r} has two members named {twice!r}: rename one.")
+        self.member: dict[str, Member] = {
+            name: member for member in team.members for name in self.copies[member.name]
+        }
+        self.wiring = Wiring(lay(team.channels, team.names), self.copies)
+        self.said: dict[str, list[Step]] = {name: [] for name in self.names}
+        self.choices: dict[str, Step] = {}
+        self.speakers: set[str] = set()
+        self.superstep = 0
+        self.rounds = 0
+        self.turns = 0
+
+    def part_of(self, name: str) -> int | None:
+        """Which part of the material a copy reads; None where it does not read just one."""
+        member = self.member[name]
+        if isinstance(member, Agent) and member.reads == "part":
+            return self.copies[member.name].index(name)
+        return None
+
+    def names_except(self, members: Sequence[str]) -> tuple[str, ...]:
+        """Names in declared order without these members and their copies."""
+        if not members:
+            return self.names
+        return tuple(name for name in self.names if self.member[name].name not in members)
+
+    def last(self, name: str) -> Step | None:
+        """A member's last answer."""
+        said = self.said[name]
+        return said[-1] if said else None
+
+    def choice_of(self, name: str, *, at: int) -> str | None:
+        """What a member chose in superstep ``at``; None where it made no choice then."""
+        step = self.choices.get(name)
+        return str(step.data["choice"]) if step is not None and step.superstep == at else None
+
+    def proposals(self) -> tuple[Step, ...]:
+        """Everybody's last answer, oldest first, then by name."""
+        last = [said[-1] for said in self.said.values() if said]
+        return tuple(sorted(last, key=lambda step: (step.superstep, step.member)))
+
+    def record(self, name: str, step: Step) -> None:
+        """Take note of one turn."""
+        self.turns += 1
+        self.speakers.add(name)
+        if step.finish == "error":
+            return
+        if "choice" in step.data:
+            self.choices[name] = step
+        else:
+            self.said[name].append(step)
+
+    def end_superstep(self, plan: Plan) -> None:
+        """Close the superstep that carried out ``plan``."""
+        self.superstep += 1
+        self.rounds += plan.ends_round

@@ -1,0 +1,92 @@
+"""Stop rules: when a team is done. Each returns why it stops, or None to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from shoal.agents.rules import Call, Member, Registry, parse
+from shoal.agents.votes import tally
+
+if TYPE_CHECKING:
+    from shoal.agents.state import State
+
+Stop = Callable[["State"], str | None]
+
+stop_rules: Registry[Stop] = Registry("stop")
+
+_FINITE = {"rounds", "turns"}
+
+
+@stop_rules.register("rounds")
+def rounds(n: Annotated[int, Field(ge=1)]) -> Stop:
+    """After ``n`` rounds; how long a round is, the turn rule says."""
+    return lambda state: f"{n} rounds" if state.rounds >= n else None
+
+
+@stop_rules.register("turns")
+def turns(n: Annotated[int, Field(ge=1)]) -> Stop:
+    """As soon as ``n`` turns were taken by all members together."""
+    return lambda state: f"{n} turns" if state.turns >= n else None
+
+
+@stop_rules.register("consensus")
+def consensus(share: Annotated[float, Field(gt=0, le=1)] = 1.0) -> Stop:
+    """When at least ``share`` of the members, all having spoken, gave the same answer."""
+
+    def rule(state: State) -> str | None:
+        proposals = state.proposals()
+        if len(proposals) < 2 or len(proposals) < len(state.speakers):
+            return None
+        most = max(tally(proposals).values())
+        agreed = most >= share * len(proposals)
+        return f"{most} of {len(proposals)} agree" if agreed else None
+
+    return rule
+
+
+@stop_rules.register("verdict")
+def verdict(by: Member, word: str) -> Stop:
+    """When the last word of member ``by`` contains ``word`` (upper or lower case)."""
+
+    def rule(state: State) -> str | None:
+        said = state.last(by)
+        found = said is not None and word.casefold() in said.output.casefold()
+        return f"{by} said {word!r}" if found else None
+
+    return rule
+
+
+@stop_rules.register("any")
+def any_of(*stops: Any) -> Stop:
+    """When one of several rules says so."""
+    rules = [stop_rules.make(stop) for stop in stops]
+    return lambda state: next((why for rule in rules if (why := rule(state))), None)
+
+
+@stop_rules.register("all")
+def all_of(*stops: Any) -> Stop:
+    """When all of several rules say so."""
+    rules = [stop_rules.make(stop) for stop in stops]
+
+    def rule(state: State) -> str | None:
+        reasons = [one(state) for one in rules]
+        said = [why for why in reasons if why]
+        return " and ".join(said) if rules and len(said) == len(rules) else None
+
+    return rule
+
+
+def is_finite(rule: Call | str | Stop) -> bool:
+    """Whether a rule stops every run by itself; a function is not trusted to."""
+    if not isinstance(rule, Call | str):
+        return False
+    call = parse(rule) if isinstance(rule, str) else rule
+    parts = [is_finite(part) for part in call.args if isinstance(part, Call | str)]
+    if call.name == "any":
+        return any(parts)
+    if call.name == "all":
+        return bool(parts) and all(parts)
+    return call.name in _FINITE

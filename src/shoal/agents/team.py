@@ -1,0 +1,201 @@
+"""The four nouns: Agent, Channel, Protocol, Team. All are values; a team is checked when made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shoal.agents.channels import Channel, Channels, known_member, lay
+from shoal.agents.failures import FailurePolicy, failure_policies
+from shoal.agents.reducers import Reducer, reducers
+from shoal.agents.rules import Call
+from shoal.agents.stops import Stop, is_finite, stop_rules
+from shoal.agents.turns import FINISH, TurnRule, turn_rules
+from shoal.core.budget import Limits
+from shoal.core.errors import ConfigError
+from shoal.core.protocols import Sampling
+from shoal.core.records import Message
+
+__all__ = ["Agent", "Channel", "Member", "Protocol", "Reads", "Script", "Team"]
+
+Reads = Literal["all", "part", "none"]
+
+MOST_COPIES = 10_000
+
+_NAME = re.compile(r"[^\W\d][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A model that is a Python function of the messages and the turn's seed.
+
+    It may be async; a plain one runs on the event loop, so it should be quick.
+    """
+
+    fn: Callable[[tuple[Message, ...], int], str | Awaitable[str]]
+    name: str = "script"
+
+    def __repr__(self) -> str:
+        return f"Script({self.name!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A member: who it is, what it reads and what it may spend.
+
+    role       what it is told to do, at the very end of its prompt
+    objective  what it is after, in one sentence
+    model      the key of an engine, or a Script
+    reads      the whole material; one part (there is then one copy per part); or none of it
+    copies     how many alike, told apart by name and seed
+    sampling   how its tokens are chosen; the seed comes from the run
+    """
+
+    name: str
+    role: str = ""
+    objective: str = ""
+    model: str | Script = "default"
+    reads: Reads = "all"
+    copies: int = 1
+    sampling: Sampling = Sampling()
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        _check_name(self.name, "member")
+        if not 1 <= self.copies <= MOST_COPIES:
+            raise ConfigError(
+                f"Member {self.name!r} has {self.copies} copies: give 1 to {MOST_COPIES}."
+            )
+        if self.copies > 1 and self.reads == "part":
+            raise ConfigError(
+                f"Member {self.name!r} has one copy for each part of the material: "
+                "leave copies out, or let it read all."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How a team works: who speaks when, how a result is made, when it ends, what failure does.
+
+    Each rule is a call such as ``"judge(editor)"`` or a function of the family's type.
+    """
+
+    turn: str | Call | TurnRule = "all"
+    reduce: str | Call | Reducer = "last"
+    until: str | Call | Stop = "rounds(1)"
+    on_failure: str | Call | FailurePolicy = "retry"
+
+    def __post_init__(self) -> None:
+        turn_rules.make(self.turn)
+        reducers.make(self.reduce)
+        stop_rules.make(self.until)
+        failure_policies.make(self.on_failure)
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Members, what they hear of each other, and how they work; itself fit to be a member.
+
+    preamble  opens the system message that all members share, byte for byte
+    task      what it works on when a run is not given a task
+    about     one line for lists
+    limits    what a whole run may spend
+    """
+
+    name: str
+    members: tuple[Agent | Team, ...]
+    protocol: Protocol = field(default_factory=Protocol)
+    channels: Channels = "mesh"
+    preamble: str = ""
+    task: str = ""
+    about: str = ""
+    objective: str = ""
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        _check_name(self.name, "team")
+        if not self.members:
+            raise ConfigError(f"Team {self.name!r} has no members: give it at least one.")
+        _check_unique(self)
+        lay(self.channels, self.names)
+        for what, named in (
+            ("turn", turn_rules.members_of(self.protocol.turn)),
+            ("reduce", reducers.members_of(self.protocol.reduce)),
+            ("until", stop_rules.members_of(self.protocol.until)),
+        ):
+            for name in named:
+                known_member(name, self.names, f"The {what} rule of team {self.name!r}")
+        self._check_single()
+        if not self._ends():
+            raise ConfigError(
+                f"Team {self.name!r} may never stop: until is {str(self.protocol.until)!r}; add a "
+                "finite bound, for instance any(rounds(5), ...), or limit its calls."
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The members' names as declared."""
+        return tuple(member.name for member in self.members)
+
+    def _ends(self) -> bool:
+        scripted = any(isinstance(m, Agent) and isinstance(m.model, Script) for m in self.members)
+        limits = self.limits
+        return (
+            is_finite(self.protocol.until)
+            or limits.calls is not None
+            or limits.seconds is not None
+            or (limits.tokens is not None and not scripted)
+        )
+
+    def _check_single(self) -> None:
+        protocol = self.protocol
+        alone = {
+            *_single(turn_rules.members_of(protocol.turn), protocol.turn, "select"),
+            *_single(reducers.members_of(protocol.reduce), protocol.reduce, "judge"),
+        }
+        for member in self.members:
+            several = isinstance(member, Agent) and (member.copies > 1 or member.reads == "part")
+            if several and member.name in alone:
+                raise ConfigError(
+                    f"Member {member.name!r} judges or selects, so there can be only one of it: "
+                    "leave out copies and let it read all or none of the material."
+                )
+
+
+Member = Agent | Team
+
+
+def _single(
+    named: tuple[str, ...], rule: str | Call | TurnRule | Reducer, which: str
+) -> tuple[str, ...]:
+    return named if str(rule).startswith(which) else ()
+
+
+def _check_name(name: str, what: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot name a {what}: start with a letter, then letters, digits, '-', "
+            "'_' or '.'."
+        )
+    if name in (FINISH, "true", "false"):
+        raise ConfigError(f"No {what} can be named {name!r}: the word is used by rules.")
+
+
+def _check_unique(team: Team) -> None:
+    seen: set[str] = set()
+    for member in team.members:
+        for name in (member.name, *copies_of(member, 0)):
+            if name in seen:
+                raise ConfigError(f"Team {team.name!r} has two members named {name!r}: rename one.")
+        seen.update((member.name, *copies_of(member, 0)))
+
+
+def copies_of(member: Member, parts: int) -> tuple[str, ...]:
+    """The names under which a member takes part, given the number of the material's parts."""
+    if isinstance(member, Team) or (member.copies == 1 and member.reads != "part"):
+        return (member.name,)
+    count = parts if member.reads == "part" else member.copies
+    width = len(str(count))
+    return tuple(f"{member.name}-{i:0{width}}" for i in range(1, count + 1))
