@@ -11,6 +11,7 @@ import typer
 
 from shoal import __version__
 from shoal.cli.console import fail
+from shoal.cli.reproduce import reproduce
 from shoal.core.errors import ShoalError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("reproduce")(reproduce)
 
 
 @app.callback(invoke_without_command=True)

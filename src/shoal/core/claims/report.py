@@ -57,7 +57,7 @@ def systems_table(systems: Iterable[System], last: Mapping[str, Result], link: s
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; bars in cells are escaped."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
 def number(value: float) -> str:
@@ -70,14 +70,16 @@ def number(value: float) -> str:
 def bounds(threshold: Threshold) -> str:
     """A threshold in signs."""
     low, high = threshold.low, threshold.high
-    if low is not None and high is not None:
-        return f"{number(low)} to {number(high)}" if low != high else f"= {number(low)}"
-    return f"≥ {number(low)}" if low is not None else f"≤ {number(high or 0.0)}"
+    if low is None:
+        return "anything" if high is None else f"≤ {number(high)}"
+    if high is None:
+        return f"≥ {number(low)}"
+    return f"= {number(low)}" if low == high else f"{number(low)} to {number(high)}"
 
 
 def _verdict_row(verdict: Verdict) -> tuple[str, ...]:
     mark = "holds" if verdict.holds else "**fails**"
-    measured = _metric(verdict.interval or verdict.measured)
+    measured = metric(verdict.interval or verdict.measured)
     return mark, verdict.claim, measured, bounds(verdict.threshold)
 
 
@@ -85,13 +87,18 @@ def _arm_tables(arms: Sequence[Arm]) -> Iterable[str]:
     """One table for each stretch of arms with the same metrics."""
     for names, group in groupby(arms, key=lambda arm: tuple(arm.metrics)):
         head = ["arm", *(name.replace("_", " ") for name in names)]
-        yield table(head, ([arm.name, *map(_metric, arm.metrics.values())] for arm in group))
+        yield table(head, ([arm.name, *map(metric, arm.metrics.values())] for arm in group))
 
 
-def _metric(value: Metric) -> str:
+def metric(value: Metric) -> str:
+    """A number, with its interval where it has one."""
     if isinstance(value, Interval):
         return f"{number(value.estimate)} [{number(value.low)}, {number(value.high)}]"
     return number(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _text(value: object) -> str:

@@ -201,7 +201,9 @@ SYSTEMS: tuple[System, ...] = (
         "2503.16525",
         "engine",
     ),
-    System("toolrl", "ToolRL", "ToolRL: Reward is All Tool Learning Needs", "2504.13958", "training"),
+    System(
+        "toolrl", "ToolRL", "ToolRL: Reward is All Tool Learning Needs", "2504.13958", "training"
+    ),
     System(
         "facility-location",
         "Facility location",
