@@ -91,6 +91,12 @@ def test_fit_takes_documents_in_order_and_says_what_was_cut() -> None:
     )
 
 
+def test_fit_names_the_first_documents_that_are_missing() -> None:
+    cut = fit([document(str(n), "a b") for n in range(6)], 4, words)
+    assert len(cut.cut) == 4
+    assert str(cut).endswith("4 (2) was left out, and 1 more were left out.")
+
+
 def test_fit_may_leave_nothing() -> None:
     nothing = fit([document("a", "one two")], 0, words)
     assert nothing.documents == () and nothing.cut[0].kept == 0

@@ -22,6 +22,7 @@ _BOUNDARIES = (
     re.compile(r"\s+"),
 )
 _MARGIN = 0.95
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,10 @@ class Fit:
             f"{cut.name} was cut to {cut.kept:,} of {cut.tokens:,}"
             if cut.kept
             else f"{cut.name} ({cut.tokens:,}) was left out"
-            for cut in self.cut
+            for cut in self.cut[:_NAMED]
         ]
+        if (more := len(self.cut) - _NAMED) > 0:
+            parts.append(f"and {more} more were left out")
         return (
             f"The documents have {self.total:,} tokens, but only {self.limit:,} fit: "
             f"{', '.join(parts)}."
