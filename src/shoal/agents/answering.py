@@ -183,7 +183,7 @@ async def _together(waits: Sequence[Coroutine[Any, Any, None]]) -> None:
         async with asyncio.TaskGroup() as group:
             for wait in waits:
                 group.create_task(wait)
-    except* Exception as failures:
+    except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
 
 

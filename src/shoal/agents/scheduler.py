@@ -13,6 +13,7 @@ superstep, member) makes it idempotent: a run on a log that holds turns goes on 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
@@ -23,8 +24,9 @@ from shoal.agents.failures import failure_policies
 from shoal.agents.material import Material, as_material
 from shoal.agents.prompt import DEFAULT_PREAMBLE
 from shoal.agents.replay import in_order
-from shoal.agents.supersteps import Aborted, Context, Ending, TeamRun
+from shoal.agents.superstep import Aborted, Context
 from shoal.agents.team import Team
+from shoal.agents.teamrun import Ending, TeamRun
 from shoal.core.budget import Budget
 from shoal.core.errors import ConfigError, nearest
 from shoal.core.ids import new_id
@@ -69,27 +71,22 @@ async def run(
         "members": list(team.names),
         "digests": {"team": _digest(team), "material": _digest(material)},
     }
+    resumed = next(log.events("run"), None) is not None
     run_id = _open(log, start, named=run_id is not None)
     recorded = {step.key: step for step in log.steps()}
     if on_event is not None:
         on_event(RunStarted(run_id, team.name, task, team.names, len(recorded)))
     preamble = team.preamble or DEFAULT_PREAMBLE
     context = Context(run_id, engines, log, seed, preamble, on_event, recorded)
-    budget = Budget(team.limits, name=team.name)
-    budget.spend(0, calls=0, seconds=log.seconds() if recorded else 0.0)
-    end = next(log.events("end"), None)
-    if end is not None:
-        ending = Ending(end.body.get("result"), str(end.body["outcome"]), str(end.body["why"]))
+    ending = _ended(log)
+    if ending is not None:
         context.steps = list(recorded.values())
     else:
-        try:
-            ending = await TeamRun(context, team, task, material, budget=budget).run()
-        except Aborted as stopped:
-            log.append("note", {"stopped": str(stopped)})
-            ending = Ending(None, "failed", str(stopped))
-        else:
-            body = {"outcome": ending.outcome, "why": ending.why, "result": ending.result}
-            log.append("end", body, key=f"{run_id}/end")
+        budget = Budget(team.limits, name=team.name)
+        if resumed:
+            budget.spend(0, calls=0, seconds=log.seconds())
+            log.append("resume", {})
+        ending = await _work(context, team, task, material, budget)
     episode = Episode(
         id=run_id,
         task=task,
@@ -105,6 +102,27 @@ async def run(
     return result
 
 
+def _ended(log: EventLog) -> Ending | None:
+    """How the run in a log ended, if it has."""
+    end = next(log.events("end"), None)
+    if end is None:
+        return None
+    return Ending(end.body.get("result"), str(end.body["outcome"]), str(end.body["why"]))
+
+
+async def _work(
+    context: Context, team: Team, task: str, material: Material, budget: Budget
+) -> Ending:
+    try:
+        ending = await TeamRun(context, team, task, material, budget=budget).run()
+    except Aborted as stopped:
+        context.log.append("note", {"stopped": str(stopped)})
+        return Ending(None, "failed", str(stopped))
+    body = {"outcome": ending.outcome, "why": ending.why, "result": ending.result}
+    context.log.append("end", body, key=f"{context.run_id}/end")
+    return ending
+
+
 def _open(log: EventLog, start: Mapping[str, Any], *, named: bool) -> str:
     """Write the run's first event, or check that the one there belongs to this run; its id."""
     before = next(log.events("run"), None)
@@ -118,7 +136,6 @@ def _open(log: EventLog, start: Mapping[str, Any], *, named: bool) -> str:
             f"The log holds a run with another {' and '.join(other)}: give the same to resume "
             "it, or start a new run."
         )
-    log.append("resume", {})
     return str(before.body["id"])
 
 
@@ -128,7 +145,9 @@ def _flat(start: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digest(value: object) -> str:
-    return blake2b(repr(value).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    """A short name for a value's content; functions count by their names."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _check_models(team: Team, engines: Mapping[str, Engine]) -> None:

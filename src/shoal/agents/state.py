@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from shoal.agents.channels import Wiring, lay
 from shoal.agents.team import Agent, Member, Team, copies_of
-from shoal.agents.turns import Plan
 from shoal.core.errors import ConfigError
 from shoal.core.records import Step
 
@@ -19,7 +18,7 @@ class State:
     copies     declared member -> the names of its copies (itself where there is one)
     said       name -> its answers, oldest first (choices and failures are no answers)
     superstep  the one to come; rounds: those completed; turns: those taken
-    speakers   who has had a turn so far
+    speakers   who has had a turn so far; out: who has no budget left for another
     """
 
     def __init__(self, team: Team, *, parts: int = 0, seed: int = 0) -> None:
@@ -41,6 +40,7 @@ class State:
         self.said: dict[str, list[Step]] = {name: [] for name in self.names}
         self.choices: dict[str, Step] = {}
         self.speakers: set[str] = set()
+        self.out: set[str] = set()
         self.superstep = 0
         self.rounds = 0
         self.turns = 0
@@ -77,14 +77,16 @@ class State:
         """Take note of one turn."""
         self.turns += 1
         self.speakers.add(name)
-        if step.finish == "error":
+        if step.finish == "budget":
+            self.out.add(name)
+        if step.finish == "error" or (step.finish == "budget" and not step.output):
             return
         if "choice" in step.data:
             self.choices[name] = step
         else:
             self.said[name].append(step)
 
-    def end_superstep(self, plan: Plan) -> None:
-        """Close the superstep that carried out ``plan``."""
+    def end_superstep(self, *, ends_round: bool) -> None:
+        """Close the superstep."""
         self.superstep += 1
-        self.rounds += plan.ends_round
+        self.rounds += ends_round

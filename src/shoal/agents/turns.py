@@ -122,7 +122,9 @@ def select(hub: Member) -> TurnRule:
     """
 
     def rule(state: State) -> Plan:
-        workers = state.names_except((hub,))
+        workers = tuple(name for name in state.names_except((hub,)) if name not in state.out)
+        if not workers:
+            return Plan((), why="no worker has budget left")
         if state.superstep % 2 == 0:
             choices = (*workers, FINISH) if state.rounds else workers
             return Plan((Turn(hub, choices),), ends_round=False)

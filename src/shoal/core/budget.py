@@ -112,7 +112,12 @@ class Budget:
                             f"The budget of {budget.name!r} has {has:g} {what} left, "
                             f"but the next turn needs {max(need, 1):g}."
                         )
-            for budget in chain:
+            return self.hold(tokens)
+
+    def hold(self, tokens: int) -> Reservation:
+        """Reserve without asking: for a turn that an earlier process was granted."""
+        with self._lock:
+            for budget in self._chain():
                 budget._held += tokens
                 budget.used_calls += 1
         return Reservation(self, tokens)
