@@ -154,7 +154,7 @@ class StepAttention:
         K = k_TKd.shape[1]
         G = H // K
         q_TKGd = q_THd.view(T, K, G, d)
-        out_TKGd = torch.empty_like(q_TKGd)
+        out_TKGd = q_THd.new_empty(T, K, G, d)
         lse_TKG = torch.empty(T, K, G, dtype=torch.float32)
 
         for rows in self._causal:

@@ -1,11 +1,13 @@
-"""The local engine: a model in this process, one thread that steps, one cache that all share."""
+"""The local engine: a model in this process and one cache that all its requests share.
+
+The engine is an actor on the compute thread: commands and steps are functions in one queue, and
+a busy engine queues its next step behind whatever arrived meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ from shoal.core.protocols import (
     Segment,
 )
 from shoal.core.records import Message
+from shoal.engine.compute import compute
 from shoal.engine.generation import Generation, HiddenStates
 from shoal.engine.grammar import Constraint, vocabulary
 from shoal.engine.pool import KVPool
@@ -58,11 +61,9 @@ class LocalEngine:
         )
         self._scheduler = Scheduler(PrefixTree(self._pool.slots), sharing=sharing)
         self._stepper = Stepper(model, self._pool, self._scheduler)
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._vocabulary: LLTokenizer | None = None
         self._failure: str | None = None
-        self._thread = threading.Thread(target=self._work, name="shoal-engine", daemon=True)
-        self._thread.start()
+        self._stepping = False
 
     @classmethod
     def open(
@@ -75,9 +76,14 @@ class LocalEngine:
         threads: int | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> LocalEngine:
-        """Load a model by name or path and start an engine on it; see :func:`load`."""
-        torch.set_num_threads(threads or os.cpu_count() or 1)
-        return cls(load(name, dtype=dtype, progress=progress), sharing=sharing, kv_bytes=kv_bytes)
+        """Load a model by name or path and open an engine on it; see :func:`load`."""
+
+        def build() -> LocalEngine:
+            torch.set_num_threads(threads or os.cpu_count() or 1)
+            model = load(name, dtype=dtype, progress=progress)
+            return cls(model, sharing=sharing, kv_bytes=kv_bytes)
+
+        return compute.call(build)
 
     @property
     def info(self) -> EngineInfo:
@@ -127,10 +133,12 @@ class LocalEngine:
         # The last prefix token is computed with the candidates: its state scores their first.
         suffixes = [[prompt[-1], *ending[:-1]] for ending in endings]
         states = await self._hidden(prompt[:-1], suffixes, salt)
-        return [
-            self._score(text, ending, rows)
-            for text, ending, rows in zip(candidates, endings, states, strict=True)
-        ]
+
+        def scores() -> list[Score]:
+            parts = zip(candidates, endings, states, strict=True)
+            return [self._score(text, ending, rows) for text, ending, rows in parts]
+
+        return await asyncio.wrap_future(compute.future(scores))
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Mean of the final hidden states, normalised; for retrieval use an embedding model."""
@@ -145,9 +153,8 @@ class LocalEngine:
         return len(self._encode(prompt))
 
     async def close(self) -> None:
-        """Stop the thread; requests under way are cancelled."""
-        self._commands.put(None)
-        await asyncio.to_thread(self._thread.join)
+        """Give up requests under way and refuse new ones."""
+        await asyncio.wrap_future(compute.future(lambda: self._abandon("The engine is closed.")))
 
     # -- from requests to jobs ------------------------------------------------------------
 
@@ -249,36 +256,39 @@ class LocalEngine:
             parts += logprobs.tolist()
         return Score(text, sum(parts), tuple(parts))
 
-    # -- the thread -----------------------------------------------------------------------
+    # -- on the compute thread ------------------------------------------------------------
 
     async def _run(self, jobs: list[Job], answers: Sequence[asyncio.Future[Any]]) -> None:
         """Submit jobs as one group and wait; on cancellation take them back."""
-        if self._failure is not None or not self._thread.is_alive():
-            raise EngineError(self._failure or "The engine is closed.")
-        self._commands.put(lambda: self._scheduler.submit(jobs))
+        if self._failure is not None:
+            raise EngineError(self._failure)
+        compute.submit(lambda: self._submit(jobs))
         try:
             await asyncio.gather(*answers)
         except asyncio.CancelledError:
-            self._commands.put(lambda: self._cancel(jobs))
+            compute.submit(lambda: self._cancel(jobs))
             raise
+
+    def _submit(self, jobs: list[Job]) -> None:
+        self._scheduler.submit(jobs)
+        if self._failure is not None:  # closed while the jobs were on their way
+            self._abandon(self._failure)
+        elif not self._stepping:
+            self._stepping = True
+            self._step()
+
+    def _step(self) -> None:
+        try:
+            self._stepper.step()
+        except Exception as error:
+            self._abandon(f"The engine stopped: {type(error).__name__}: {error}.")
+        self._stepping = self._scheduler.busy
+        if self._stepping:
+            compute.submit(self._step)
 
     def _cancel(self, jobs: list[Job]) -> None:
         for job in jobs:
             self._stepper.cancel(job)
-
-    def _work(self) -> None:
-        try:
-            while True:
-                while not self._commands.empty() or not self._scheduler.busy:
-                    command = self._commands.get()
-                    if command is None:
-                        self._abandon("The engine was closed.")
-                        return
-                    command()
-                self._stepper.step()
-        except Exception as error:
-            self._abandon(f"The engine stopped: {type(error).__name__}: {error}.")
-            raise
 
     def _abandon(self, why: str) -> None:
         self._failure = why
@@ -287,6 +297,7 @@ class LocalEngine:
                 job.on_done(job.completion(token_bytes=self._pool.token_bytes, error=why))
             else:
                 job.on_done(why)
+            self._scheduler.finish(job)
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:

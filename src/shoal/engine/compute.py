@@ -1,0 +1,59 @@
+"""The one thread that computes with tensors, shared by all engines of a process.
+
+OpenMP keeps a team of workers per calling thread. Two teams on the same cores make each other
+sleep at every barrier, and each step then takes up to twice as long; so loading, stepping and
+scoring all happen here, and the other threads serve, print and wait.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class ComputeThread:
+    """Runs functions one after the other, in order of submission."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def submit(self, function: Callable[[], None]) -> None:
+        """Queue a function that handles its own errors; returns at once."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
+                self._thread.start()
+        self._queue.put(function)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function there and wait for what it returns or raises."""
+        if threading.current_thread() is self._thread:
+            return function()
+        return self.future(function).result()
+
+    def future(self, function: Callable[[], T]) -> Future[T]:
+        """Queue a function; its result or exception arrives in the future."""
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(function())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self.submit(run)
+        return answer
+
+    def _work(self) -> None:
+        while True:
+            self._queue.get()()
+
+
+compute = ComputeThread()
