@@ -64,7 +64,7 @@ def number(value: float) -> str:
     """Four significant digits; whole numbers in full, with thousands separated."""
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 
 def bounds(threshold: Threshold) -> str:
