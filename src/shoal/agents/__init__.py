@@ -5,25 +5,33 @@ from shoal.agents.events import OnEvent, TeamEvent, TeamResult
 from shoal.agents.library import load_team, packaged_teams
 from shoal.agents.material import Material
 from shoal.agents.replay import Difference, diff, replay
+from shoal.agents.report import Comparison, SharingReport, compare, sharing_report
+from shoal.agents.room import Room, material_room
 from shoal.agents.scheduler import run
 from shoal.agents.team import Agent, Channel, Protocol, Script, Team
 
 __all__ = [
     "Agent",
     "Channel",
+    "Comparison",
     "Difference",
     "Material",
     "OnEvent",
     "Protocol",
+    "Room",
     "Script",
+    "SharingReport",
     "Team",
     "TeamEvent",
     "TeamResult",
+    "compare",
     "diff",
     "dump_team",
     "load_team",
+    "material_room",
     "packaged_teams",
     "parse_team",
     "replay",
     "run",
+    "sharing_report",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -29,7 +29,14 @@ class Channel:
     view: str | Call = "last"
 
 
-View = Callable[[Sequence[Step]], Sequence[Step]]
+T = TypeVar("T")
+
+
+class View(Protocol):
+    """Which of the things somebody said are carried; they come and go oldest first."""
+
+    def __call__(self, said: Sequence[T], /) -> Sequence[T]: ...
+
 
 views: Registry[View] = Registry("view")
 
@@ -155,9 +162,14 @@ class Wiring:
         self.hears = {name: tuple(indexes) for name, indexes in hears.items()}
         """Which channels reach a member: members with equal ones have equal inboxes."""
 
+    def inlets(self, name: str) -> tuple[tuple[str, View], ...]:
+        """Whom a member hears, and how much of each."""
+        found = (self._inlets[index] for index in self.hears[name])
+        return tuple((src, view) for sources, view in found for src in sources)
+
     def sources(self, name: str) -> frozenset[str]:
         """Whom a member hears."""
-        return frozenset(src for index in self.hears[name] for src in self._inlets[index][0])
+        return frozenset(src for src, _ in self.inlets(name))
 
     def inbox(
         self, channels: tuple[int, ...], said: Mapping[str, Sequence[Step]]

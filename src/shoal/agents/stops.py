@@ -90,3 +90,15 @@ def is_finite(rule: Call | str | Stop) -> bool:
     if call.name == "all":
         return bool(parts) and all(parts)
     return call.name in _FINITE
+
+
+def most_rounds(rule: Call | str | Stop, unknown: int = 8) -> int:
+    """The fewest rounds or turns that a rule names as a bound, for estimates."""
+    if not isinstance(rule, Call | str):
+        return unknown
+    call = parse(rule) if isinstance(rule, str) else rule
+    if call.name in _FINITE:
+        bound = [*call.args, *dict(call.options).values()][0]
+        return bound if isinstance(bound, int) else unknown
+    parts = [most_rounds(part, unknown) for part in call.args if isinstance(part, Call)]
+    return min(parts, default=unknown)
