@@ -39,6 +39,8 @@ class Tokenizer:
         self.eos_ids = frozenset(eos_ids)
         self.bos_id = bos_id
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        backend.no_padding()
+        backend.no_truncation()
         text = backend.to_str()
         # Whether special tokens are recognised is a switch on the whole object: two objects.
         self._plain = Backend.from_str(text)
