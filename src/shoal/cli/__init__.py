@@ -11,7 +11,9 @@ import typer
 
 from shoal import __version__
 from shoal.cli.console import fail
+from shoal.cli.doctor import doctor
 from shoal.cli.reproduce import reproduce
+from shoal.cli.run import run
 from shoal.core.errors import ShoalError
 
 app = typer.Typer(
@@ -21,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("run")(run)
+app.command("doctor")(doctor)
 app.command("reproduce")(reproduce)
 
 

@@ -85,6 +85,11 @@ class LocalEngine:
 
         return compute.call(build)
 
+    def unshared(self) -> LocalEngine:
+        """An engine on the same weights that shares nothing: the baseline to compare with."""
+        kv_bytes = self._pool.slots.capacity * self._pool.token_bytes
+        return LocalEngine(self.model, sharing=False, kv_bytes=kv_bytes)
+
     @property
     def info(self) -> EngineInfo:
         """What runs here."""
