@@ -49,8 +49,8 @@ def run(bench: Bench) -> None:
         "Everything goes through the team scheduler and its event log, with a scripted engine "
         "that counts words as tokens."
     )
-    voting_law(bench, draws, bench.pick(full=(1, 3, 5, 7, 9), smoke=(1, 3, 5, 9)))
-    growth_law(bench, runs, bench.pick(full=(2, 4, 8, 16), smoke=(2, 4, 6)))
+    voting_law(bench, draws, bench.pick(full=(1, 3, 5, 7, 9), smoke=(1, 3, 9)))
+    growth_law(bench, runs, bench.pick(full=(2, 4, 8, 16), smoke=(2, 5)))
 
 
 def voting_law(bench: Bench, draws: int, sizes: tuple[int, ...]) -> None:
