@@ -10,6 +10,7 @@ the function that the scheduler uses.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -63,6 +64,7 @@ def _written(value: Value) -> str:
     return str(value)
 
 
+@functools.lru_cache(maxsize=1024)
 def parse(text: str) -> Call:
     """The call a text stands for; raises :class:`ConfigError` naming what cannot be read."""
     reader = _Reader(text)

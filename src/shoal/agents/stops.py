@@ -23,13 +23,17 @@ _FINITE = {"rounds", "turns"}
 @stop_rules.register("rounds")
 def rounds(n: Annotated[int, Field(ge=1)]) -> Stop:
     """After ``n`` rounds; how long a round is, the turn rule says."""
-    return lambda state: f"{n} rounds" if state.rounds >= n else None
+    return lambda state: _counted(n, "round") if state.rounds >= n else None
 
 
 @stop_rules.register("turns")
 def turns(n: Annotated[int, Field(ge=1)]) -> Stop:
     """As soon as ``n`` turns were taken by all members together."""
-    return lambda state: f"{n} turns" if state.turns >= n else None
+    return lambda state: _counted(n, "turn") if state.turns >= n else None
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 @stop_rules.register("consensus")
