@@ -143,6 +143,13 @@ def test_a_claim_that_crashes_leaves_the_earlier_result_alone(checkout):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_runs(checkout):
+    (checkout / "taken").write_text("mine")
+    with pytest.raises(InputError, match="taken is a file"):
+        shoal(NAME, "--smoke", "--out", checkout / "taken")
+    assert (checkout / "taken").read_text() == "mine"
+
+
 def test_an_unreadable_result_is_named(checkout):
     folder = checkout / "docs" / "claims" / NAME
     folder.mkdir(parents=True)

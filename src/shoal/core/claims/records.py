@@ -61,7 +61,7 @@ class Result(_Record):
     name: str
     paper: str
     mode: Mode
-    workload: str
+    workload: Annotated[str, Field(min_length=1)]
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     verdicts: Annotated[tuple[Verdict, ...], Field(min_length=1)]
     seconds: float

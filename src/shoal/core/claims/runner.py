@@ -68,14 +68,13 @@ def reproduce(
     """Run one claim and write ``result.json``, ``report.md`` and its plots into ``folder``.
 
     Nothing is written unless the claim ran to its end. Raises :class:`ConfigError` for a system
-    without a claim, :class:`InputError` where a smoke run would overwrite a full result, and
-    :class:`MissingExtra` without matplotlib: a result always comes with its plots.
+    without a claim, :class:`InputError` where ``folder`` is a file or a smoke run would replace a
+    full result, and :class:`MissingExtra` without matplotlib: a result comes with its plots.
     """
     claim = load_claim(system, checkout)
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtra("shoal reproduce draws plots and", "claims")
-    if smoke:
-        _refuse_to_replace_a_full_result(folder)
+    _check_folder(folder, smoke=smoke)
     where = environment()
     bench = Bench(smoke=smoke, seed=seed, on_progress=on_progress)
     started = time.perf_counter()
@@ -126,8 +125,10 @@ def save(result: Result, *, title: str, plots: dict[str, Plot], folder: Path) ->
         raise InputError(f"Cannot write the result into {folder}: {error.strerror}.") from error
 
 
-def _refuse_to_replace_a_full_result(folder: Path) -> None:
-    earlier = _read(folder / "result.json")
+def _check_folder(folder: Path, *, smoke: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder for the result.")
+    earlier = _read(folder / "result.json") if smoke else None
     if earlier is not None and earlier.mode == "full":
         raise InputError(f"{folder} holds a full result, which a smoke run does not replace.")
 
