@@ -24,8 +24,7 @@ def open_engine(
     if model.startswith(("http://", "https://")):
         from shoal.engine.remote import RemoteEngine
 
-        engine: Engine = RemoteEngine(model, model=model_name)
-        return engine
+        return RemoteEngine.open(model, model_name)
     from shoal.engine.local import KV_BYTES, LocalEngine
 
     return LocalEngine.open(
