@@ -14,6 +14,14 @@ from shoal.core.doctor import Fact, facts
 
 if TYPE_CHECKING:
     from shoal.engine.local import LocalEngine
+    from shoal.models.quality import Divergence
+
+PROSE = (
+    "A school of fish has no leader. Each animal keeps a little distance from its neighbours and "
+    "turns when they turn, and out of these two habits comes a body that divides before a shark "
+    "and closes behind it. Nobody in the school knows the shape of the school. When food is near, "
+    "the ones that see it slow down, the others swim into them, and soon all of them are there."
+)
 
 
 def doctor(
@@ -47,8 +55,7 @@ async def _ask(engine: LocalEngine) -> list[Fact]:
     """A greedy answer twice, the second time from the cache, and the price of bf16."""
     from shoal.core.protocols import Request, Sampling
     from shoal.core.records import Message
-    from shoal.models.loading import load
-    from shoal.models.quality import divergence
+    from shoal.engine.compute import compute
 
     prompt = (Message("user", "What is the capital of France?" + " Answer shortly." * 40),)
     request = Request(prompt, Sampling(max_tokens=16))
@@ -58,7 +65,7 @@ async def _ask(engine: LocalEngine) -> list[Fact]:
     usage = first.usage
     prefill = usage.prompt_tokens / usage.first_token_ms * 1e3
     decode = (usage.decoded_tokens - 1) / (usage.total_ms - usage.first_token_ms) * 1e3
-    kl, top1 = divergence(engine.model, load(engine.model.name, dtype="fp32"))
+    price = await asyncio.to_thread(compute.call, lambda: _divergence(engine))
     return [
         Fact("engine: answer", first.text.strip().splitlines()[0]),
         Fact("engine: speed", f"prefill {prefill:.0f} tok/s, decode {decode:.0f} tok/s"),
@@ -68,5 +75,14 @@ async def _ask(engine: LocalEngine) -> list[Fact]:
             again.text == first.text,
             "The second answer differs from the first: please report this.",
         ),
-        Fact("engine: bf16 against fp32", f"KL {kl:.4f}, same top token {top1:.0%}"),
+        Fact("engine: bf16 against fp32", f"KL {price.kl:.4f}, same top token {price.top1:.0%}"),
     ]
+
+
+def _divergence(engine: LocalEngine) -> Divergence:
+    """What the number format costs, beside fp32."""
+    from shoal.models.loading import load
+    from shoal.models.quality import divergence
+
+    reference = load(str(engine.model.path), dtype="fp32")
+    return divergence(engine.model, reference, (PROSE,))
