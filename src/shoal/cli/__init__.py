@@ -14,6 +14,7 @@ from shoal.cli.console import fail
 from shoal.cli.doctor import doctor
 from shoal.cli.reproduce import reproduce
 from shoal.cli.run import run
+from shoal.cli.runs import app as runs
 from shoal.core.errors import ShoalError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run)
+app.add_typer(runs, name="runs")
 app.command("doctor")(doctor)
 app.command("reproduce")(reproduce)
 

@@ -12,8 +12,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from shoal.agents import TeamEvent
+from shoal.agents import TeamEvent, TeamResult
 from shoal.agents.events import (
+    RunEnded,
     RunStarted,
     SuperstepEnded,
     SuperstepStarted,
@@ -50,6 +51,7 @@ class LiveView:
         self._speaking: dict[str, _Speaker] = {}
         self._superstep = 0
         self._left = Limits()
+        self.result: TeamResult | None = None
         self._live = (
             Live(console=console, get_renderable=self._draw, refresh_per_second=8, transient=True)
             if console.is_terminal and not quiet
@@ -71,7 +73,9 @@ class LiveView:
             self._live.stop()
 
     def __call__(self, event: TeamEvent) -> None:
-        """Take note of an event; what lasts is printed at once."""
+        """Take note of an event; what lasts is printed at once, the ``result`` is kept."""
+        if isinstance(event, RunEnded):
+            self.result = event.result
         if self._quiet:
             return
         match event:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.panel import Panel
@@ -20,15 +21,19 @@ def print_result(console: Console, result: TeamResult) -> None:
 
 def print_sharing(console: Console, report: SharingReport) -> None:
     """Tokens asked for, computed and shared; times; cache, a line per agent and one for all."""
-    table = Table(title="sharing report", title_justify="left")
-    table.add_column("agent")
-    for name in ("turns", "asked", "computed", "shared", "first token", "wall", "cache"):
-        table.add_column(name, justify="right")
+    table = _table("sharing report")
+    table.add_column("agent", no_wrap=True)
+    for name in ("turns", "asked", "computed", "shared", "first, s", "wall, s", "cache, MiB"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(*_cells(row))
     table.add_section()
     table.add_row(*_cells(report.total), style="bold")
     console.print(table)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -38,16 +43,16 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.asked_tokens:,}",
         f"{row.computed_tokens:,}",
         f"{row.shared_tokens:,}",
-        f"{row.first_token_ms / 1e3:.2f} s",
-        f"{row.wall_ms / 1e3:.1f} s",
-        f"{row.kv_bytes / 2**20:.1f} MiB",
+        f"{row.first_token_ms / 1e3:.2f}",
+        f"{row.wall_ms / 1e3:.1f}",
+        f"{row.kv_bytes / 2**20:.1f}",
     )
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """Both runs side by side, the ratios, and whether they said the same."""
     shared, unshared = comparison.shared.total, comparison.unshared.total
-    table = Table(title="the same job with sharing and without", title_justify="left")
+    table = _table("the same job with sharing and without")
     table.add_column("")
     for name in ("shared", "unshared", "ratio"):
         table.add_column(name, justify="right")
