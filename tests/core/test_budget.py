@@ -49,7 +49,10 @@ class Ledger(RuleBasedStateMachine):
     @rule(target=reservations, budget=budgets, tokens=st.integers(0, 30))
     def reserve(self, budget: Budget, tokens: int) -> list[Reservation]:
         fits = all(
-            (b.limits.tokens is None or book["held"] + book["used"] + tokens <= b.limits.tokens)
+            (
+                b.limits.tokens is None
+                or tokens <= max(0, b.limits.tokens - book["held"] - book["used"])
+            )
             and (b.limits.calls is None or book["calls"] < b.limits.calls)
             for b, book in self._above(budget)
         )
@@ -146,6 +149,12 @@ def test_what_was_granted_before_is_held_without_asking() -> None:
     budget.hold(7).settle(7)
     assert budget.used_tokens == 7
     assert budget.remaining() == Limits(tokens=0, calls=0)
+
+
+def test_a_payment_holds_tokens_and_no_call() -> None:
+    budget = Budget(Limits(tokens=5, calls=0))
+    budget.reserve(5, calls=0).settle(3)
+    assert (budget.used_tokens, budget.used_calls) == (3, 0)
 
 
 def test_time_runs_out_and_an_earlier_process_counts() -> None:

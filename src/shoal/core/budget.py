@@ -93,8 +93,8 @@ class Budget:
             else max(0.0, limits.seconds - (time.monotonic() - self._opened)),
         )
 
-    def reserve(self, tokens: int) -> Reservation:
-        """Hold ``tokens`` and one call at every level.
+    def reserve(self, tokens: int, calls: int = 1) -> Reservation:
+        """Hold ``tokens`` and a call (0 for a payment, which calls no model) at every level.
 
         Raises :class:`BudgetExhausted`, naming the level, where one cannot cover it.
         """
@@ -104,7 +104,7 @@ class Budget:
                 left = budget._own_remaining()
                 for what, need, has in (
                     ("tokens", tokens, left.tokens),
-                    ("calls", 1, left.calls),
+                    ("calls", calls, left.calls),
                     ("seconds", 1e-9, left.seconds),
                 ):
                     if has is not None and need > has:
@@ -112,14 +112,14 @@ class Budget:
                             f"The budget of {budget.name!r} has {has:g} {what} left, "
                             f"but the next turn needs {max(need, 1):g}."
                         )
-            return self.hold(tokens)
+            return self.hold(tokens, calls)
 
-    def hold(self, tokens: int) -> Reservation:
+    def hold(self, tokens: int, calls: int = 1) -> Reservation:
         """Reserve without asking: for a turn that an earlier process was granted."""
         with self._lock:
             for budget in self._chain():
                 budget._held += tokens
-                budget.used_calls += 1
+                budget.used_calls += calls
         return Reservation(self, tokens)
 
     def spend(self, tokens: int, calls: int = 1, seconds: float = 0.0) -> None:
