@@ -48,7 +48,6 @@ class Job:
     budget: Budget
     reservation: Reservation | None = None
     recorded: Step | None = None
-    hand_back: bool = False
     model: str | Script | None = None
     answer: Answer = field(default_factory=Answer)
     data: dict[str, Any] = field(default_factory=dict)
@@ -98,9 +97,10 @@ class Desk:
             self._conclude(job)
 
     def _affords(self, job: Job) -> bool:
-        """Book one more call, or say that the budget has none."""
+        """Book one more call; false where the budget has none, or for a team: its own members
+        have tried again."""
         if job.reservation is None:
-            return True
+            return False
         try:
             job.budget.reserve(0).settle(0)
         except BudgetExhausted:

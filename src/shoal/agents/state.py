@@ -77,7 +77,7 @@ class State:
         """Take note of one turn."""
         self.turns += 1
         self.speakers.add(name)
-        if step.finish == "budget":
+        if step.finish == "budget" or step.data.get("hand_back"):
             self.out.add(name)
         if step.finish == "error" or (step.finish == "budget" and not step.output):
             return

@@ -37,6 +37,10 @@ class Context:
 class Aborted(Exception):
     """The run stops where it is; its log can be resumed."""
 
+    def __init__(self, why: str, *, engine_down: bool = False) -> None:
+        super().__init__(why)
+        self.engine_down = engine_down
+
 
 class SuperstepRunner:
     """Takes the turns of one team's supersteps; ``scope`` is its place in the run.
@@ -104,10 +108,8 @@ class SuperstepRunner:
             emit(SuperstepStarted(self._state.superstep, self._state.rounds, paths))
         try:
             admitted = [job for job in jobs if self._admit(job, hand_back=hand_back)]
-            open_jobs = [job for job in admitted if job.recorded is None]
-            if open_jobs:
-                await self._desk.take(open_jobs)
-                self._check(admitted, last_chance=last_chance)
+            await self._answer(admitted)
+            self._check(admitted, last_chance=last_chance)
             steps = {id(job): self._log(job) for job in admitted}
         finally:
             for job in jobs:
@@ -116,6 +118,36 @@ class SuperstepRunner:
         if emit is not None:
             emit(SuperstepEnded(self._state.superstep, self._budget.remaining()))
         return [steps.get(id(job)) for job in jobs]
+
+    async def _answer(self, jobs: Sequence[Job]) -> None:
+        """Have all turns taken that the log does not hold; book those it holds.
+
+        Members that are teams run beside the others, but after them and one after the other
+        where all spend from one bounded budget: who gets the last of it is no matter of timing.
+        """
+        left = self._budget.remaining()
+        bounded = left.tokens is not None or left.calls is not None
+        later = [job for job in jobs if isinstance(job.member, Team) and bounded]
+        for job in jobs:
+            if job.recorded is not None and job not in later:
+                self._recall(job, job.recorded)
+        await self._desk.take([job for job in jobs if job.recorded is None and job not in later])
+        for job in later:
+            if job.recorded is not None:
+                self._recall(job, job.recorded)
+            else:
+                await self._desk.take([job])
+
+    def _recall(self, job: Job, step: Step) -> None:
+        """Book what a logged turn cost beside its reservation: retries, and turns inside it."""
+        if job.reservation is not None:
+            job.budget.spend(0, calls=int(step.data.get("attempts", 1)) - 1)
+        if isinstance(job.member, Team):
+            inside = step.data["inside"]
+            self._budget.spend(inside["tokens"], calls=inside["calls"])
+            for key, inner in self._context.recorded.items():
+                if key.startswith(f"{job.key}/"):
+                    self._keep(inner, recorded=True)
 
     def _jobs(self, turns: Sequence[Turn], inboxes: Sequence[tuple[Step, ...]]) -> list[Job]:
         """Jobs in order of name; several turns of one member keep the order they came in."""
@@ -157,7 +189,7 @@ class SuperstepRunner:
         if isinstance(job.member, Team):
             return self.refused is None and not hand_back
         before = job.recorded
-        if hand_back or (before is not None and before.finish == "budget"):
+        if hand_back or (before is not None and before.data.get("hand_back")):
             return self._shorten(job)
         need = self._need(job)
         if before is not None:
@@ -181,14 +213,21 @@ class SuperstepRunner:
         return engine.count_tokens(job.prompt) + job.sampling.max_tokens
 
     def _shorten(self, job: Job) -> bool:
-        """Make a turn the member's last, as long as what is left allows; false for nothing."""
-        job.hand_back = True
+        """Make a turn the member's last, as long as what is left allows; false for nothing.
+
+        The member is told so, unless what is left is too little even for that.
+        """
+        job.data["hand_back"] = True
         job.turn = Turn(job.turn.member)
-        job.prompt = handing_back(job.prompt)
-        left = job.budget.remaining()
-        if left.tokens is not None and isinstance(job.model, str):
-            prompt = self._context.engines[job.model].count_tokens(job.prompt)
-            longest = min(job.sampling.max_tokens, left.tokens - prompt)
+        told = handing_back(job.prompt)
+        left = job.budget.remaining().tokens
+        if left is None or not isinstance(job.model, str):
+            job.prompt = told
+        else:
+            count = self._context.engines[job.model].count_tokens
+            if left > count(told):
+                job.prompt = told
+            longest = min(job.sampling.max_tokens, left - count(job.prompt))
             if longest < 1:
                 return False
             job.sampling = replace(job.sampling, max_tokens=longest)
@@ -209,7 +248,7 @@ class SuperstepRunner:
         if self._policy.then == "abort":
             raise Aborted(first)
         if len(failed) == len(new) and all(job.answer.engine_down for job in failed):
-            raise Aborted(first)
+            raise Aborted(first, engine_down=True)
         before = (job.recorded for job in jobs if job.recorded is not None)
         answered = self.answered or any(step.finish != "error" for step in before)
         if last_chance and not answered and len(failed) == len(new):
@@ -221,8 +260,6 @@ class SuperstepRunner:
         if step is None:
             step = _step(job)
             self._context.log.append_step(step)
-        else:
-            self._recall(job, step)
         if job.reservation is not None:
             job.reservation.settle(step.usage.asked_tokens)
         if step.finish == "error":
@@ -232,17 +269,6 @@ class SuperstepRunner:
         self._state.record(job.turn.member, step)
         self._keep(step, recorded=job.recorded is not None)
         return step
-
-    def _recall(self, job: Job, step: Step) -> None:
-        """Book what a logged turn cost beside its reservation: retries, and turns inside it."""
-        if job.reservation is not None:
-            job.budget.spend(0, calls=int(step.data.get("attempts", 1)) - 1)
-        if isinstance(job.member, Team):
-            for key, inner in self._context.recorded.items():
-                if key.startswith(f"{job.key}/"):
-                    calls = int(inner.data.get("attempts", 1))
-                    self._budget.spend(inner.usage.asked_tokens, calls=calls)
-                    self._keep(inner, recorded=True)
 
     def _keep(self, step: Step, *, recorded: bool) -> None:
         self._context.steps.append(step)
@@ -260,7 +286,7 @@ def _step(job: Job) -> Step:
         prompt=job.prompt,
         output="" if failed else answer.text,
         seen=job.seen,
-        finish="error" if failed else "budget" if job.hand_back else answer.finish,
+        finish="error" if failed else "budget" if job.data.get("hand_back") else answer.finish,
         tool_calls=answer.tool_calls,
         data=job.data,
         usage=answer.usage,

@@ -172,21 +172,27 @@ class TeamRun:
         return self._last_words(notes)
 
     async def _nested(self, job: Job) -> Answer:
-        """A member that is a team: its task is what the member would have been told."""
+        """A member that is a team: its task is what the member would have been told.
+
+        What its turns cost is booked as they are taken; their sum is kept with this one.
+        """
         assert isinstance(job.member, Team)
+        budget = self._budget.child(job.member.limits, job.path)
         run = TeamRun(
             self._context,
             job.member,
             job.prompt[-1].content,
             self._material,
-            budget=self._budget.child(job.member.limits, job.path),
+            budget=budget,
             scope=f"{self._scope}{job.superstep}/{job.turn.member}/",
             path=f"{job.path}/",
         )
         try:
             ending = await run.run()
         except Aborted as stopped:
-            return Answer(error=str(stopped))
+            return Answer(error=str(stopped), engine_down=stopped.engine_down)
+        finally:
+            job.data["inside"] = {"tokens": budget.used_tokens, "calls": budget.used_calls}
         if ending.outcome == "budget_exhausted":
             return Answer(ending.result or "", "budget")
         if ending.result is None:
