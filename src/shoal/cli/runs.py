@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,11 +34,11 @@ def list_(json: bool = _JSON) -> None:
     if not rows:
         console.print("There are no runs here yet: start one with shoal run.")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     for name in ("run", "started", "team", "turns", "outcome", "task"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
+        table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(textwrap.shorten(str(value), 26) for value in row.values()))
     console.print(table)
 
 
