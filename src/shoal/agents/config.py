@@ -241,14 +241,15 @@ def dump_team(team: Team) -> str:
 def _dumped(team: Team) -> dict[str, Any]:
     table: dict[str, Any] = {"name": team.name}
     table |= _given(team, ("about", "preamble", "task", "objective"))
-    if isinstance(team.channels, tuple):
+    if not isinstance(team.channels, tuple):
+        table["channels"] = _rule(team.channels)
+    elif team.channels:
         table["channel"] = [
             {"from": _listed(c.src), "to": _listed(c.dst), "view": _rule(c.view)}
             for c in team.channels
         ]
-        table |= {} if team.channels else {"channels": "none"}
     else:
-        table["channels"] = _rule(team.channels)
+        table["channels"] = "none"
     names = ("turn", "reduce", "until", "on_failure")
     table["protocol"] = {name: _rule(getattr(team.protocol, name)) for name in names}
     table["member"] = [_dumped_member(member) for member in team.members]
