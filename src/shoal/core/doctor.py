@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.core.files import cache_folder
+from shoal.core.machine import memory, processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ OPTIONAL = {
 def facts() -> Iterator[Fact]:
     """Everything that can be said without loading a model."""
     yield Fact("python", platform.python_version())
-    yield Fact("processor", _processor())
+    yield Fact("processor", processor())
     yield Fact("threads", f"{os.cpu_count()} processors")
     free, total = memory()
     yield Fact(
@@ -57,27 +58,6 @@ def facts() -> Iterator[Fact]:
         found = importlib.util.find_spec(package) is not None
         value = importlib.metadata.version(package) if found else "not installed"
         yield Fact(f"{package} ({what})", value, found, f"pip install 'shoal[{extra}]'")
-
-
-def memory() -> tuple[int, int]:
-    """Bytes available and in all."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = page * os.sysconf("SC_PHYS_PAGES")
-    info = Path("/proc/meminfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024, total
-    return page * os.sysconf("SC_AVPHYS_PAGES"), total
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _existing(folder: Path) -> Path:

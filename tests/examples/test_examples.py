@@ -1,0 +1,39 @@
+"""Every example runs as its first lines say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_no_example_is_left_out() -> None:
+    found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".toml")}
+    assert found == set(ENDS)
+
+
+ENDS = {
+    "choose.py": "asked for",
+    "panel.py": "tokens asked for",
+    "newsroom.toml": "Everything is in",
+}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ENDS)
+def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    text = EXAMPLES / "documents" / "jargon" / "05-jargon-construction.md"
+    how = {
+        ".py": [sys.executable, str(EXAMPLES / name)],
+        ".toml": [sys.executable, "-m", "shoal", "run", str(EXAMPLES / name), "-i", str(text)],
+    }
+    done = subprocess.run(
+        how[Path(name).suffix], cwd=tmp_path, capture_output=True, text=True, timeout=250,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ENDS[name] in done.stdout
