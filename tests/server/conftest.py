@@ -1,0 +1,51 @@
+"""A real server on a loopback port, in a thread that ends with the test."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+
+from shoal.engine.scripted import ScriptedEngine
+from shoal.server.app import create_app
+from shoal.server.serve import address_of, listen
+
+Start = Callable[..., str]
+
+
+@contextmanager
+def running(engine: Any, *, model_name: str = "small", **options: Any) -> Iterator[str]:
+    """The base URL of a server on ``engine``."""
+    sock = listen("127.0.0.1", 0, api_key=options.get("api_key"))
+    app = create_app(engine, model_name=model_name, **options)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        yield address_of(sock)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        sock.close()
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server that the tests of a file share; it answers "a"."""
+    with running(ScriptedEngine("a", context_tokens=64)) as base:
+        yield base
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts servers that stop when the test ends."""
+    with ExitStack() as stack:
+        yield lambda engine, **options: stack.enter_context(running(engine, **options))
