@@ -10,11 +10,13 @@ import sys
 import typer
 
 from shoal import __version__
+from shoal.cli.chat import chat
 from shoal.cli.console import fail
 from shoal.cli.doctor import doctor
 from shoal.cli.reproduce import reproduce
 from shoal.cli.run import run
 from shoal.cli.runs import app as runs
+from shoal.cli.serve import serve
 from shoal.core.errors import ShoalError
 
 app = typer.Typer(
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 app.command("run")(run)
 app.add_typer(runs, name="runs")
+app.command("chat")(chat)
+app.command("serve")(serve)
 app.command("doctor")(doctor)
 app.command("reproduce")(reproduce)
 
