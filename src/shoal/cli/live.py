@@ -110,7 +110,8 @@ class LiveView:
         table = Table.grid(padding=(0, 1))
         for name, speaker in self._speaking.items():
             waiting = speaker.first is None
-            what = "reading" if waiting else f"{speaker.speed:.0f} tok/s"
+            seconds = time.perf_counter() - speaker.started
+            what = f"reading {seconds:.0f} s" if waiting else f"{speaker.speed:.0f} tok/s"
             table.add_row(
                 Spinner("dots"),
                 Text(name, "bold cyan"),

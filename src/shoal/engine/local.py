@@ -172,6 +172,8 @@ class LocalEngine:
         tokens: list[int] = []
         for part in prompt:
             assert isinstance(part, Segment), "a prompt is all messages or all segments"
+            if not tokens and part.tokens is None and tokenizer.bos_id is not None:
+                tokens.append(tokenizer.bos_id)
             tokens += tokenizer.encode(part.text) if part.tokens is None else part.tokens
         return tokens
 
