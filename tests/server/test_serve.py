@@ -39,6 +39,12 @@ def test_with_a_key_any_address_will_do() -> None:
         assert address_of(sock).startswith("http://0.0.0.0:")
 
 
+def test_small_answers_are_not_held_back() -> None:
+    """asyncio sets TCP_NODELAY only where the socket names its protocol; 40 ms otherwise."""
+    with listen("127.0.0.1", 0) as sock:
+        assert sock.proto == socket.IPPROTO_TCP
+
+
 @pytest.mark.parametrize("host", ["no such host", "256.1.1.1", "a" * 300])
 def test_addresses_that_are_none(host: str) -> None:
     with pytest.raises(ConfigError, match="is not an address"):

@@ -21,15 +21,16 @@ def listen(host: str, port: int, *, api_key: str | None = None) -> socket.socket
     other machines although no key is asked for.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, proto=socket.IPPROTO_TCP)
     except (OSError, UnicodeError, OverflowError) as error:
         raise ConfigError(f"{host!r}, port {port}, is not an address: {error}.") from error
+    family, kind, protocol, _, address = found[0]
     if api_key is None and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
         raise ConfigError(
             f"{host} can be reached from other machines: set an API key (--api-key-env), or serve "
             "on 127.0.0.1."
         )
-    sock = socket.socket(family, kind)
+    sock = socket.socket(family, kind, protocol)  # asyncio turns off delays for named TCP only
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
