@@ -1,6 +1,7 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from shoal.core.errors import ConfigError
+from shoal.core.errors import ConfigError, EngineError
 from shoal.core.protocols import Delta, Grammar, Request, Sampling, Segment
 from shoal.core.records import Message
 from shoal.engine.remote import RemoteEngine
@@ -70,6 +71,10 @@ async def test_the_remote_engine_speaks_to_this_server(start) -> None:
     assert raw.text == "Hello" and raw.usage.prompt_tokens == 2
     (choice,) = await engine.generate([Request(messages, grammar=Grammar("choice", ("no", "yes")))])
     assert choice.text in ("no", "yes")
+    with pytest.raises(EngineError, match=r"cannot score texts: .*'echo'"):
+        await engine.score((Segment("a"),), ["b"])
+    with pytest.raises(EngineError, match="has no /embeddings"):
+        await engine.embed(["a"])
     long = Request((Message("user", "w " * 600),))
     first, second = await engine.generate([long, Request(messages)])
     assert first.finish == "error" and "exceed the context" in first.error

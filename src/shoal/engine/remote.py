@@ -167,7 +167,11 @@ class RemoteEngine:
             "echo": True,
             "logprobs": 1,
         } | ({"cache_salt": salt} if salt else {})
-        return scores(await self._exchange("/completions", body, Reply), start, candidates)
+        try:
+            reply = await self._exchange("/completions", body, Reply)
+        except Refused as error:
+            raise EngineError(f"{self._endpoint} cannot score texts: {error}") from error
+        return scores(reply, start, candidates)
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See :meth:`shoal.core.protocols.Engine.embed`."""
