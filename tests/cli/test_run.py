@@ -299,3 +299,23 @@ def test_bad_input_gets_one_clear_sentence(
     assert "Traceback" not in err
     if not case.startswith("an endpoint"):
         assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_team_runs_through_our_own_server(
+    shoal: Shoal, tiny_model: Path, paper: Path, tmp_path: Path
+) -> None:
+    server = subprocess.Popen(
+        command("serve", "--model", tiny_model, "--port", 0, "--dtype", "fp32"),
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stderr is not None
+        words = server.stderr.readline().split()
+        url = next(word for word in words if word.startswith("http://"))
+        report = told(shoal, "run", "reading-room", "-i", paper, "--model", url)
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+    assert len(report["steps"]) == 7
+    assert report["outcome"] == "done"
+    assert report["sharing"]["total"]["shared_tokens"] > 5 * len(TEXT) * 0.9

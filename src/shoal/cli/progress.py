@@ -16,7 +16,8 @@ def loading(console: Console) -> Iterator[Report]:
     """A callback (what, done, of how much) that draws one bar for each thing that is done."""
     bars: dict[str, TaskID] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
 
         def report(what: str, done: int, total: int) -> None:
             if what not in bars:
