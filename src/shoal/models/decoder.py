@@ -4,6 +4,10 @@ Covers Llama, Qwen2, Qwen3 and Mistral checkpoints. Attention itself is the call
 knows which rows see which cached keys, the decoder only hands it rotated queries, keys and
 values. Rows are flat: tokens of many sequences side by side, without padding.
 
+In bf16 the residual stream, the norms and the rotation are fp32 all the same. That nearly halves
+the divergence from the fp32 model (SmolLM2-135M: 1.1e-3 to 0.65e-3 nats a token) at no cost that
+could be measured.
+
 Shapes: T rows (tokens), R rows of interest, D hidden, V vocabulary, H query heads,
 K key-value heads, G = H / K, d head size, I intermediate size.
 """
@@ -75,6 +79,7 @@ class Decoder:
         self.config = config
         self.weights = weights
         self._embed = weights["embed"]
+        self.dtype = self._embed.dtype  # of weights and activations
         self._head = weights["embed" if config.tied_head else "head"]
         self._final_norm = weights["final_norm"]
         self._layers = [
@@ -86,11 +91,6 @@ class Decoder:
             frequencies = frequencies / weights["rope_divisors"].float()
         self._frequencies = frequencies.to(self._embed.device)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Number format of weights and activations."""
-        return self._embed.dtype
-
     def forward(
         self, ids_T: torch.Tensor, positions_T: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
@@ -98,30 +98,39 @@ class Decoder:
         config = self.config
         T, H, K, d = len(ids_T), config.heads, config.kv_heads, config.head_dim
         cos_T1d, sin_T1d = self._rotation(positions_T)
-        x_TD = F.embedding(ids_T, self._embed)
+        x_TD = F.embedding(ids_T, self._embed).float()
         for index, layer in enumerate(self._layers):
-            normed_TD = F.rms_norm(x_TD, (config.hidden,), layer.attn_norm, config.eps)
-            qkv = F.linear(normed_TD, layer.qkv, layer.qkv_bias).view(T, H + 2 * K, d)
+            normed_TD = self._norm(x_TD, layer.attn_norm)
+            qkv = _linear(normed_TD, layer.qkv, layer.qkv_bias).view(T, H + 2 * K, d)
             qk, v_TKd = qkv[:, : H + K], qkv[:, H + K :]
-            if layer.q_norm is not None:
-                qk = torch.cat(
-                    (
-                        F.rms_norm(qk[:, :H], (d,), layer.q_norm, config.eps),
-                        F.rms_norm(qk[:, H:], (d,), layer.k_norm, config.eps),
-                    ),
-                    dim=1,
-                )
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q_THd = self._norm(qk[:, :H].float(), layer.q_norm)
+                k_TKd = self._norm(qk[:, H:].float(), layer.k_norm)
+                qk = torch.cat((q_THd, k_TKd), dim=1)
             qk = rotate(qk, cos_T1d, sin_T1d)
             o_THd = attend(index, qk[:, :H], qk[:, H:], v_TKd)
-            x_TD = x_TD + F.linear(o_THd.reshape(T, H * d), layer.out)
-            normed_TD = F.rms_norm(x_TD, (config.hidden,), layer.mlp_norm, config.eps)
-            gate_TI, up_TI = F.linear(normed_TD, layer.gate_up).chunk(2, dim=-1)
-            x_TD = x_TD + F.linear(F.silu(gate_TI) * up_TI, layer.down)
-        return F.rms_norm(x_TD, (config.hidden,), self._final_norm, config.eps)
+            x_TD = x_TD + _linear(o_THd.reshape(T, H * d), layer.out)
+            normed_TD = self._norm(x_TD, layer.mlp_norm)
+            gate_TI, up_TI = _linear(normed_TD, layer.gate_up).chunk(2, dim=-1)
+            x_TD = x_TD + _linear(F.silu(gate_TI) * up_TI, layer.down)
+        return self._norm(x_TD, self._final_norm)
 
-    def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-        """Scores of the next token: [R, V] fp32."""
-        return F.linear(hidden_RD, self._head).float()
+    def logits(self, hidden_RD: torch.Tensor, *, precise: bool = False) -> torch.Tensor:
+        """Scores of the next token: [R, V] fp32.
+
+        bf16 weights give scores rounded to bf16, which is off by up to 0.1 at their usual size:
+        enough to choose a token. With ``precise`` what rounding lost is computed in a second
+        pass and added, which leaves about 1e-4: for log-probabilities that are summed.
+        """
+        rounded_RV = _linear(hidden_RD, self._head)
+        if rounded_RV.dtype == torch.float32 or not precise:
+            return rounded_RV.float()
+        lost_RV = torch.addmm(rounded_RV, hidden_RD, self._head.T, beta=-1)
+        return rounded_RV.float() + lost_RV
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """RMSNorm over the last dimension: fp32 in, the decoder's dtype out."""
+        return F.rms_norm(x, weight.shape, weight, self.config.eps).to(self.dtype)
 
     def _rotation(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and signed sin, both [T, 1, d] fp32, as :func:`rotate` wants them."""
@@ -130,6 +139,17 @@ class Decoder:
         if (factor := self.config.rope.attention_factor) != 1:
             cos, sin = cos * factor, sin * factor
         return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+def _linear(
+    x_TD: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x Wᵀ + b. One row goes as a matrix-vector product: a fifth less time a step on CPUs."""
+    if len(x_TD) > 1:
+        return F.linear(x_TD, weight, bias)
+    if bias is None:
+        return torch.mv(weight, x_TD[0])[None]
+    return torch.addmv(bias, weight, x_TD[0])[None]
 
 
 def rotate(x_THd: torch.Tensor, cos_T1d: torch.Tensor, sin_T1d: torch.Tensor) -> torch.Tensor:

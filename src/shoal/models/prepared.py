@@ -23,7 +23,7 @@ from shoal.models.gguf import GGUFFile
 from shoal.models.gguf_tokenizer import tokenizer_of
 from shoal.models.weights import layout
 
-_VERSION = 1  # of the files written here; a new number lets old ones lie
+_VERSION = 2  # of the files written here; a new number lets old ones lie
 
 
 def prepare(

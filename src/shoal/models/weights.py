@@ -79,7 +79,7 @@ def fuse(
     read: Callable[[str], torch.Tensor],
     dtype: torch.dtype,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The decoder's tensors one after the other, made from a checkpoint's.
+    """The decoder's tensors one after the other, made from a checkpoint's; norms are fp32.
 
     ``present`` are the checkpoint's names, ``read`` gives one tensor. Raises
     :class:`ModelError` where a tensor is missing, left over or of another shape: a model that
@@ -97,7 +97,8 @@ def fuse(
                 "it is incomplete or of another architecture."
             )
     for name, fused in whole.items():
-        parts = [read(naming.of(part)).to(dtype) for part in fused.parts]
+        kept = torch.float32 if name.endswith("norm") else dtype
+        parts = [read(naming.of(part)).to(kept) for part in fused.parts]
         tensor = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
         if tensor.shape != fused.shape:
             raise ModelError(
