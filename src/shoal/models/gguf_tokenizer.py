@@ -61,16 +61,19 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
     tokens: list[str] = file.need("tokenizer.ggml.tokens")
     types: list[int] = file.get("tokenizer.ggml.token_type", [1] * len(tokens))
     merges = [tuple(merge.split(" ", 1)) for merge in file.need("tokenizer.ggml.merges")]
-    added = {
-        index: AddedToken(token, special=kind == _CONTROL, normalized=False)
-        for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (_CONTROL, _USER_DEFINED)
-    }
-    vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=rule == "llama-bpe"))
+    try:
+        vocab = {token: index for index, token in enumerate(tokens)}
+        tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=rule == "llama-bpe"))
+        added = [
+            AddedToken(token, special=type_ == _CONTROL, normalized=False)
+            for token, type_ in zip(tokens, types, strict=True)
+            if type_ in (_CONTROL, _USER_DEFINED)
+        ]
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"{file.path} has a tokenizer that is broken: {error}.") from error
     if rule == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _PRE[rule]()
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([added[index] for index in sorted(added)])
+    tokenizer.add_tokens(added)
     return tokenizer
