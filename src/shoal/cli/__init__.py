@@ -17,6 +17,7 @@ from shoal.cli.reproduce import reproduce
 from shoal.cli.run import run
 from shoal.cli.runs import app as runs
 from shoal.cli.serve import serve
+from shoal.cli.settle import settle
 from shoal.core.errors import ShoalError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command("run")(run)
 app.add_typer(runs, name="runs")
 app.command("chat")(chat)
 app.command("serve")(serve)
+app.command("settle")(settle)
 app.command("doctor")(doctor)
 app.command("reproduce")(reproduce)
 

@@ -67,9 +67,9 @@ class RunningUniformPhantom:
         if total == 0:
             raise ReportError("There is no report with a weight to settle on.")
         crossed = self._lowest[::-1] < down_to / total
-        if not crossed.any():
-            return 1.0
         at = int(crossed.argmax())  # the reports of all blocks above it exceed their share
+        if not crossed[at]:
+            return 1.0
         above = float(down_to[at - 1]) if at else 0.0
         x, w = self._blocks[len(self._blocks) - 1 - at][:, ::-1]
         inside = np.minimum(x, (above + w.cumsum()) / total).max()
