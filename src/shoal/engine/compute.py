@@ -7,6 +7,7 @@ scoring all happen here, and the other threads serve, print and wait.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable
@@ -20,7 +21,7 @@ class ComputeThread:
     """Runs functions one after the other, in order of submission."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -30,6 +31,7 @@ class ComputeThread:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
                 self._thread.start()
+                atexit.register(self._stop)  # a thread inside torch must not outlive Python
         self._queue.put(function)
 
     def call(self, function: Callable[[], T]) -> T:
@@ -52,8 +54,14 @@ class ComputeThread:
         return answer
 
     def _work(self) -> None:
-        while True:
-            self._queue.get()()
+        while (function := self._queue.get()) is not None:
+            function()
+
+    def _stop(self) -> None:
+        """Finish what is being computed, and nothing else."""
+        self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join()
 
 
 compute = ComputeThread()

@@ -257,7 +257,8 @@ class LocalEngine:
     def _score(self, text: str, ending: list[int], rows_TD: torch.Tensor) -> Score:
         parts: list[float] = []
         for first in range(0, len(ending), _SCORE_ROWS):
-            logits = self.model.decoder.logits(rows_TD[first : first + _SCORE_ROWS])
+            rows = rows_TD[first : first + _SCORE_ROWS]
+            logits = self.model.decoder.logits(rows, precise=True)
             chosen = torch.tensor(ending[first : first + _SCORE_ROWS])[:, None]
             logprobs = torch.log_softmax(logits[: len(chosen)], -1).gather(1, chosen)[:, 0]
             parts += logprobs.tolist()
