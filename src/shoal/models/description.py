@@ -12,12 +12,12 @@ class Description:
     """A model without its weights.
 
     tokenizer      the text of a tokenizer.json
-    chat_template  Jinja, or None where the model was not trained to chat
     bos, eos       texts of the tokens that templates call so; empty where there is none
+    chat_template  Jinja, or None where the model was not trained to chat
     """
 
     config: DecoderConfig
     tokenizer: str
-    chat_template: str | None
     bos: str
     eos: str
+    chat_template: str | None = None

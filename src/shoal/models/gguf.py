@@ -84,12 +84,16 @@ class GGUFFile:
             raise ModelError(
                 f"{self.path} holds a {arch!r} model, but only {', '.join(_FAMILIES)} are known."
             )
+        with self._readable():
+            return self._config(_FAMILIES[arch])
+
+    def _config(self, family: Family) -> DecoderConfig:
         heads = self.need("{arch}.attention.head_count")
         hidden = self.need("{arch}.embedding_length")
         bos = self.get("tokenizer.ggml.bos_token_id")
         eos = [self.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
         return DecoderConfig(
-            family=_FAMILIES[arch],
+            family=family,
             layers=self.need("{arch}.block_count"),
             hidden=hidden,
             heads=heads,
@@ -158,7 +162,7 @@ class GGUFFile:
             raise ModelError(f"There is no model file {self.path}.") from error
         except NotImplementedError as error:
             raise ModelError(f"{self.path} is quantised in a way not known: {error}.") from error
-        except (ValueError, IndexError, KeyError, OverflowError, TypeError, OSError) as error:
+        except (ValueError, LookupError, ArithmeticError, TypeError, OSError) as error:
             raise ModelError(
                 f"{self.path} is not a complete GGUF file ({error}): fetch it again."
             ) from error

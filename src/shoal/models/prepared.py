@@ -37,31 +37,39 @@ def prepare(
     stem = cache_folder() / "models" / f"{content[:32]}-v{_VERSION}"
     described = stem.with_name(f"{stem.name}.json")
     weights = stem.with_name(f"{stem.name}-{str(dtype).removeprefix('torch.')}.safetensors")
+    prepared = _read(described, weights)
+    if prepared:
+        return prepared
     try:
-        if not (described.exists() and weights.exists()):
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{stem}.lock"):
-                if not (described.exists() and weights.exists()):
-                    _write(GGUFFile(path), described, weights, dtype, progress)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{stem}.lock"):
+            prepared = _read(described, weights)  # another process may have been quicker
+            if not prepared:
+                _write(GGUFFile(path), described, weights, dtype, progress)
+                prepared = _read(described, weights)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"Cannot write the model to {stem.parent}: {error}.") from error
+    assert prepared, "what was just written can be read"
+    return prepared
+
+
+def _read(described: Path, weights: Path) -> tuple[Description, dict[str, torch.Tensor]] | None:
+    """What was prepared before; None where it is missing, damaged or of an older shoal."""
+    try:
         return from_json(Description, described.read_bytes()), load_file(weights)
-    except OSError as error:
-        raise ModelError(f"Cannot keep the model in {stem.parent}: {error.strerror}.") from error
-    except (ValueError, SafetensorError) as error:
-        raise ModelError(
-            f"The prepared model {stem} is damaged ({error}): delete {stem.name}*."
-        ) from error
+    except (FileNotFoundError, ValueError, SafetensorError):
+        return None
 
 
 def _write(
     file: GGUFFile, described: Path, weights: Path, dtype: torch.dtype, progress: Progress | None
 ) -> None:
     description = _describe(file)
-    total = len(layout(description.config))
     fused: dict[str, torch.Tensor] = {}
     for name, tensor in file.weights(description.config, dtype):
         fused[name] = tensor
         if progress:
-            progress("Dequantising", min(len(fused), total), total)
+            progress("Dequantising", len(fused), len(layout(description.config)))
     with atomic_path(weights) as temporary:
         save_file(fused, temporary)
     write_text(described, to_json(description))

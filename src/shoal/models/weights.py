@@ -85,6 +85,10 @@ def fuse(
     :class:`ModelError` where a tensor is missing, left over or of another shape: a model that
     is only nearly of this architecture would answer nonsense.
     """
+    if config.layers > len(present):
+        raise ModelError(
+            f"The checkpoint has {len(present)} tensors, too few for {config.layers} layers."
+        )
     whole = layout(config)
     wanted = {naming.of(part) for fused in whole.values() for part in fused.parts}
     for problem, names in (
@@ -98,11 +102,20 @@ def fuse(
             )
     for name, fused in whole.items():
         kept = torch.float32 if name.endswith("norm") else dtype
-        parts = [read(naming.of(part)).to(kept) for part in fused.parts]
-        tensor = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+        try:
+            parts = [read(naming.of(part)).to(kept) for part in fused.parts]
+            tensor = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+        except RuntimeError as error:
+            raise _misfit(naming.of(fused.parts[0]), name, str(error)) from error
         if tensor.shape != fused.shape:
-            raise ModelError(
-                f"The checkpoint's {naming.of(fused.parts[0])!r} makes {name} of shape "
-                f"{list(tensor.shape)}, but its configuration asks for {list(fused.shape)}."
+            found, wanted_shape = list(tensor.shape), list(fused.shape)
+            raise _misfit(
+                naming.of(fused.parts[0]), name, f"the shape is {found}, not {wanted_shape}"
             )
         yield name, tensor
+
+
+def _misfit(source: str, name: str, why: str) -> ModelError:
+    return ModelError(
+        f"The checkpoint's {source!r} cannot become {name} of this configuration: {why}."
+    )
