@@ -210,6 +210,7 @@ SYSTEMS: tuple[System, ...] = (
         "Strategyproof and Proportionally Fair Facility Location",
         "2111.01566",
         "mechanisms",
+        "partial",
     ),
     System(
         "g-memory",
