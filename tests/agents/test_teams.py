@@ -53,7 +53,11 @@ from shoal.engine.scripted import ScriptedEngine
             "The until rule of team 't' names 'crit'",
         ),
         (lambda: Protocol("al"), r"no turn rule 'al'\. Did you mean 'all'\? Known: all, chain"),
-        (lambda: Protocol(reduce="vote(plurality, 2)"), "too many positional arguments"),
+        (lambda: Protocol(reduce="judge(a, b)"), "too many positional arguments"),
+        (
+            lambda: Protocol(reduce="vote(choices=2)"),
+            "wrong choices: Input should be",
+        ),
         (lambda: Protocol(reduce="vote(most)"), "'plurality' or 'majority'.*form is vote"),
         (lambda: Protocol(until="rounds"), r"form rounds\(n\): missing a required argument: 'n'"),
         (lambda: Protocol(until="rounds(0)"), "greater than or equal to 1"),

@@ -12,6 +12,8 @@ from traces import members, protocol
 from shoal.agents import Agent, Protocol, Team, run
 from shoal.agents.votes import ballot
 from shoal.core.log import EventLog
+from shoal.core.protocols import Grammar
+from shoal.core.records import Message
 from shoal.engine.scripted import ScriptedEngine
 
 
@@ -85,6 +87,27 @@ async def test_majority_needs_more_than_half(
     votes: list[str], result: str | None, outcome: str
 ) -> None:
     assert (await elect(votes, "majority"))[:2] == (result, outcome)
+
+
+async def test_ballots_are_held_to_the_choices_and_cast_after_the_last_word() -> None:
+    def answer(messages: tuple[Message, ...], seed: int) -> str:
+        last = messages[-1].content
+        return "no" if "How do you vote?" in last and "You are b" in last else "yes of course"
+
+    team = Team("t", members("a", "b", "c"), protocol(reduce="vote(majority, choices=[no, yes])"))
+    engine = ScriptedEngine(answer)
+    with EventLog() as log:
+        result = await run(team, "?", engine=engine, log=log)
+        notes = [event.body for event in log.events("note")]
+    assert (result.result, result.outcome) == ("yes", "done")
+    assert notes == [{"votes": {"yes": 2, "no": 1}}]
+    assert [(s.superstep, s.member, s.output) for s in result.episode.steps[3:]] == [
+        (1, "a", "yes"),
+        (1, "b", "no"),
+        (1, "c", "yes"),
+    ]
+    assert [len(step.seen) for step in result.episode.steps[3:]] == [3, 3, 3]
+    assert {request.grammar for request in engine.groups[1]} == {Grammar("choice", ("no", "yes"))}
 
 
 async def test_who_failed_does_not_vote() -> None:

@@ -60,7 +60,8 @@ class PromptWriter:
         """One member's prompt for one turn."""
         tail = self._tail(turn.member)
         if turn.choices:
-            tail = f"{tail}\n{_choose(turn.choices)}"
+            words = ", ".join(turn.choices)
+            tail = f"{tail}\n{turn.question} Answer with one of these words only: {words}."
         parts = [common, *map(said, private), tail] if common else [*map(said, private), tail]
         return self.system(turn.member), Message("user", "\n\n".join(parts))
 
@@ -84,10 +85,6 @@ def handing_back(prompt: tuple[Message, ...]) -> tuple[Message, ...]:
 def said(step: Step) -> str:
     """How a member's words look to those who hear them."""
     return f"{step.member.rpartition('/')[2]} said: {step.output.strip()}"
-
-
-def _choose(choices: Sequence[str]) -> str:
-    return f"Who works next? Answer with one of these words only: {', '.join(choices)}."
 
 
 def split_common(

@@ -181,6 +181,9 @@ def _is_rule(value: object) -> object:
 Member = Annotated[str, _MemberMark()]
 """A parameter that names one member."""
 
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""A parameter that is one word or a list of them."""
+
 Members = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), _MemberMark()]
 """A parameter that names one member or a list of them."""
 

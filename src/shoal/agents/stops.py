@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from shoal.agents.rules import Call, Member, Registry, parse
-from shoal.agents.votes import tally
+from shoal.agents.votes import ballot, tally
 
 if TYPE_CHECKING:
     from shoal.agents.state import State
@@ -44,7 +44,7 @@ def consensus(share: Annotated[float, Field(gt=0, le=1)] = 1.0) -> Stop:
         proposals = state.proposals()
         if len(proposals) < 2 or len(proposals) < len(state.speakers):
             return None
-        most = max(tally(proposals).values())
+        most = max(tally(ballot(step.output) for step in proposals).values())
         agreed = most >= share * len(proposals)
         return f"{most} of {len(proposals)} agree" if agreed else None
 

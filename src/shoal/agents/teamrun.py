@@ -18,6 +18,8 @@ from shoal.core import rng
 from shoal.core.budget import Budget
 from shoal.core.records import Message, Step
 
+Reduced = Reduction | Turn | tuple[Turn, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -83,13 +85,18 @@ class TeamRun:
 
     async def _finish(self, why: str) -> Ending:
         reduced = self._reduce(self._state)
+        if isinstance(reduced, tuple) and reduced and self._runner.refused is None:
+            await self._runner.take(reduced, self._runner.inboxes(reduced))
+            self._state.end_superstep(ends_round=False)
+            reduced = self._reduce(self._state)
         reduction = reduced
         if isinstance(reduction, Turn) and self._runner.refused is None:
             reduction = await self._judged(reduction)
         if self._runner.refused is not None:
             reduction = await self._hand_back(self._runner.refused, reduced)
             why = "the budget is used up"
-        assert isinstance(reduction, Reduction)
+        if not isinstance(reduction, Reduction):
+            reduction = self._last_words(self._state.proposals())
         if reduction.data:
             key = f"{self._context.run_id}/{self._scope}reduce"
             self._context.log.append("note", reduction.data, key=key)
@@ -153,7 +160,7 @@ class TeamRun:
         batches.append(batch)
         return batches if len(batches) < len(notes) else [notes]
 
-    async def _hand_back(self, refused: Turn, reduced: Reduction | Turn) -> Reduction:
+    async def _hand_back(self, refused: Turn, reduced: Reduced) -> Reduction:
         """The one turn that what is left of the budget still allows, then the last words.
 
         It is the judge's where there is one, else that of the first member who was refused.

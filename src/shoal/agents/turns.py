@@ -18,10 +18,14 @@ FINISH = "finish"
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One member's turn. With ``choices`` its answer must be one of them, and is not a message."""
+    """One member's turn; with ``choices`` it answers ``question`` with one of them.
+
+    A choice is no message: channels do not carry it.
+    """
 
     member: str
     choices: tuple[str, ...] = ()
+    question: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ def select(hub: Member) -> TurnRule:
             return Plan((), why="no worker has budget left")
         if state.superstep % 2 == 0:
             choices = (*workers, FINISH) if state.rounds else workers
-            return Plan((Turn(hub, choices),), ends_round=False)
+            return Plan((Turn(hub, choices, "Who works next?"),), ends_round=False)
         choice = state.choice_of(hub, at=state.superstep - 1)
         if choice == FINISH:
             return Plan((), why=f"{hub} said {FINISH}")

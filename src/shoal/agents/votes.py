@@ -6,8 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from shoal.core.records import Step
-
 _ANSWER = re.compile(r"\banswer\s*(?::|is\b:?)\s*(.+)", re.IGNORECASE)
 
 
@@ -20,7 +18,6 @@ def ballot(text: str) -> str:
     return " ".join((found[-1] if found else text).split()).strip(" .,;:!?*\"'`()").casefold()
 
 
-def tally(proposals: Iterable[Step]) -> dict[str, int]:
-    """Votes by ballot, most first, ties in alphabetical order."""
-    votes = Counter(ballot(step.output) for step in proposals)
-    return dict(sorted(votes.items(), key=lambda item: (-item[1], item[0])))
+def tally(votes: Iterable[str]) -> dict[str, int]:
+    """How often each vote was cast, most first, ties in alphabetical order."""
+    return dict(sorted(Counter(votes).items(), key=lambda item: (-item[1], item[0])))
