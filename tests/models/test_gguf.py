@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Quant
 from shoal.core.errors import ModelError
 from shoal.models.decoder import causal_attend
 from shoal.models.gguf import GGUFFile
-from shoal.models.gguf_tokenizer import tokenizer_of
+from shoal.models.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_of
 from shoal.models.loading import load
 
 SaveTiny = Callable[..., tuple[Any, Path]]
@@ -95,6 +95,21 @@ def test_tokenizer_is_rebuilt(save_tiny: SaveTiny, save_gguf: SaveGGUF, own_cach
     assert model.tokenizer.encode("<|im_start|>x<|im_end|>")[::2] == [256, 257]
     assert len(model.tokenizer.encode("abcab")) == 2, "merged"
     assert model.tokenizer.decode(model.tokenizer.encode("naïve 🙂 123")) == "naïve 🙂 123"
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("gpt-2", ["It", "'s", "Ġ12345", "Ġkm", "ĊĊĠ", "ĠnaÃ¯ve", "!"]),
+        ("smollm", ["It", "'s", "Ġ", "1", "2", "3", "4", "5", "Ġkm", "ĊĊĠ", "ĠnaÃ¯ve", "!"]),
+        ("qwen2", ["It", "'s", "Ġ", "1", "2", "3", "4", "5", "Ġkm", "ĊĊ", "Ġ", "ĠnaÃ¯ve", "!"]),
+        ("llama-bpe", ["It", "'s", "Ġ", "123", "45", "Ġkm", "ĊĊ", "Ġ", "ĠnaÃ¯ve", "!"]),
+    ],
+)
+def test_text_is_split_by_the_named_rule(rule: str, words: list[str]) -> None:
+    """As the models' own tokenizer files split it, with bytes spelled as letters."""
+    found = PRE_TOKENIZERS[rule]().pre_tokenize_str("It's 12345 km\n\n  naïve!")
+    assert [word for word, _ in found] == words
 
 
 def test_unknown_architectures_and_tokenizers_are_named(tmp_path: Path) -> None:

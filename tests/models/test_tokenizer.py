@@ -264,6 +264,8 @@ def test_a_text_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first.append(-1)  # what the caller does with the list is the caller's business
     monkeypatch.setattr(tokenizer, "_plain", None)
     assert tokenizer.encode(text) == first[:-1]
+    with pytest.raises(AttributeError):  # another tenant's text is tokenised again
+        tokenizer.encode(text, salt="tenant")
 
 
 def test_memory_of_encodings_is_bounded_in_characters() -> None:
@@ -271,11 +273,11 @@ def test_memory_of_encodings_is_bounded_in_characters() -> None:
 
     memory = _Memory(100)
     for index in range(10):
-        memory.put((str(index) * 30, True), [index])
-    assert memory.get(("9" * 30, True)) == [9]
-    assert memory.get(("6" * 30, True)) is None
-    memory.put(("x" * 1000, True), [1])
-    assert memory.get(("x" * 1000, True)) is None
+        memory.put((str(index) * 30, True, ""), [index])
+    assert memory.get(("9" * 30, True, "")) == [9]
+    assert memory.get(("6" * 30, True, "")) is None
+    memory.put(("x" * 1000, True, ""), [1])
+    assert memory.get(("x" * 1000, True, "")) is None
 
 
 def test_threads_that_mix_both_ways_of_encoding_do_not_disturb_each_other() -> None:

@@ -72,9 +72,11 @@ class ChatTemplate:
         *,
         tools: Sequence[ToolSpec] = (),
         add_generation_prompt: bool = True,
+        salt: str = "",
     ) -> list[int]:
         """The conversation as tokens, in which only the template sets special tokens.
 
+        ``salt`` keeps what is remembered apart; see :meth:`Tokenizer.encode`.
         Raises :class:`ModelError` like :meth:`render`, and :class:`InputError` for messages
         that are not valid Unicode.
         """
@@ -84,10 +86,10 @@ class ChatTemplate:
             add_generation_prompt,
         )
         if _MARK not in text:
-            return tokenizer.encode(text)
+            return tokenizer.encode(text, salt=salt)
         pieces = tokenizer.special_pattern.split(text)
         return tokenizer.encode_pieces(
-            [piece.replace(_MARK, "") for piece in pieces], tokenizer.specials_in(text)
+            [piece.replace(_MARK, "") for piece in pieces], tokenizer.specials_in(text), salt=salt
         )
 
     def _render(self, messages: list[Any], tools: list[Any], add_generation_prompt: bool) -> str:

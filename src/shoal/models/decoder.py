@@ -145,7 +145,7 @@ def _linear(
     x_TD: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x Wᵀ + b. One row goes as a matrix-vector product: a fifth less time a step on CPUs."""
-    if len(x_TD) > 1:
+    if len(x_TD) != 1:
         return F.linear(x_TD, weight, bias)
     if bias is None:
         return torch.mv(weight, x_TD[0])[None]

