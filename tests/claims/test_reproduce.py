@@ -29,7 +29,8 @@ NAME = "collaboration-mechanisms"
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "collaboration_mechanisms.py").write_text(CLAIM)
+    for system in runner.measured_systems():
+        (tmp_path / "benchmarks" / f"{system.module}.py").write_text(CLAIM)
     monkeypatch.setattr(runner, "find_checkout", lambda: tmp_path)
     return tmp_path
 
