@@ -277,16 +277,21 @@ print(result.outcome, repr(result.result))
 """
 
 
-def output_of(path: Path, draws: random.Random | None = None) -> str | None:
+def output_of(
+    path: Path, draws: random.Random | None = None, how: int = signal.SIGKILL
+) -> str | None:
     """What the run prints in the end; None where it was killed before, at a random moment."""
     process = subprocess.Popen(
-        [sys.executable, "-c", RUNNER, str(path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", RUNNER, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     if draws is not None:
         time.sleep(draws.uniform(0, 0.12))
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, how)
     printed = process.communicate()[0]
     return printed if process.returncode == 0 else None
 
@@ -315,6 +320,14 @@ def kill_and_resume(folder: Path, times: int, seed: int) -> None:
 
 def test_kill_9_at_random_moments_and_the_run_ends_the_same(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, 8, seed=1)
+
+
+def test_an_interrupt_from_the_keyboard_leaves_a_log_that_goes_on(tmp_path: Path) -> None:
+    draws = random.Random(3)
+    while output_of(tmp_path / "log.sqlite", draws, signal.SIGINT) is None:
+        with EventLog(tmp_path / "log.sqlite") as log:
+            assert log.episode().outcome in ("open", "done")
+    assert output_of(tmp_path / "log.sqlite") == output_of(tmp_path / "whole.sqlite")
 
 
 @pytest.mark.slow

@@ -112,13 +112,12 @@ def test_a_log_of_a_newer_format_is_refused_and_untouched(tmp_path: Path) -> Non
     path = tmp_path / "log.sqlite"
     with EventLog(path) as log:
         log.append_step(step(0))
-    with sqlite3.connect(path) as db:
-        db.execute(f"PRAGMA user_version={FORMAT + 1}")
-    db.close()
+    db = sqlite3.connect(path)
+    db.executescript(f"DROP TABLE event; PRAGMA user_version={FORMAT + 1}")
     with pytest.raises(LogError, match=r"newer than this version of shoal.*upgrade"):
         EventLog(path)
-    db = sqlite3.connect(path)
     assert db.execute("PRAGMA user_version").fetchone() == (FORMAT + 1,)
+    assert db.execute("SELECT name FROM sqlite_master WHERE name = 'event'").fetchall() == []
     db.close()
 
 

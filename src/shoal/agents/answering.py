@@ -33,7 +33,7 @@ class Answer:
     engine_down: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """One turn on its way from the plan to the log."""
 

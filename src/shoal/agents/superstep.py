@@ -127,16 +127,13 @@ class SuperstepRunner:
         """
         left = self._budget.remaining()
         bounded = left.tokens is not None or left.calls is not None
-        later = [job for job in jobs if isinstance(job.member, Team) and bounded]
-        for job in jobs:
-            if job.recorded is not None and job not in later:
-                self._recall(job, job.recorded)
-        await self._desk.take([job for job in jobs if job.recorded is None and job not in later])
-        for job in later:
-            if job.recorded is not None:
-                self._recall(job, job.recorded)
-            else:
-                await self._desk.take([job])
+        now = [job for job in jobs if not (bounded and isinstance(job.member, Team))]
+        later = [job for job in jobs if bounded and isinstance(job.member, Team)]
+        for group in (now, *([job] for job in later)):
+            for job in group:
+                if job.recorded is not None:
+                    self._recall(job, job.recorded)
+            await self._desk.take([job for job in group if job.recorded is None])
 
     def _recall(self, job: Job, step: Step) -> None:
         """Book what a logged turn cost beside its reservation: retries, and turns inside it."""

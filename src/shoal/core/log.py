@@ -66,18 +66,29 @@ class EventLog:
                 check_same_thread=False,
                 isolation_level=None,
             )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
-            written = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if written == 0:
-                self._db.execute(f"PRAGMA user_version={FORMAT}")
         except (sqlite3.Error, OSError) as error:
             raise LogError(f"Cannot open the event log {path}: {error}.") from error
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Make the tables of a new log; leave one of a newer format untouched."""
+        try:
+            written = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if written <= FORMAT:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.executescript(_SCHEMA)
+                self._db.execute(f"PRAGMA user_version={FORMAT}")
+        except sqlite3.Error as error:
+            raise LogError(f"Cannot open the event log {self.path}: {error}.") from error
         if written > FORMAT:
             raise LogError(
-                f"The event log {path} has format {written}, newer than this version of shoal "
-                f"reads ({FORMAT}): upgrade shoal to open it."
+                f"The event log {self.path} has format {written}, newer than this version of "
+                f"shoal reads ({FORMAT}): upgrade shoal to open it."
             )
 
     def append(self, kind: str, body: Mapping[str, Any], *, key: str | None = None) -> Event:
