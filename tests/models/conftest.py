@@ -101,6 +101,7 @@ def save_gguf(tmp_path: Path) -> Callable[..., Path]:
     def save(
         reference: PreTrainedModel,
         quant: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+        rope_divisors: np.ndarray | None = None,
         **metadata: Any,
     ) -> Path:
         config = reference.config
@@ -133,6 +134,8 @@ def save_gguf(tmp_path: Path) -> Callable[..., Path]:
             if name == "lm_head.weight" and config.tie_word_embeddings:
                 continue
             _add_tensor(writer, config, name, weight.numpy(), quant)
+        if rope_divisors is not None:
+            writer.add_tensor("rope_freqs.weight", rope_divisors)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -36,6 +36,27 @@ def test_logits_equal_transformers(
     torch.testing.assert_close(ours, reference(ids[None]).logits[0], rtol=1e-5, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_llama3_scaling_comes_as_a_tensor_of_divisors(
+    save_tiny: SaveTiny, save_gguf: SaveGGUF, own_cache: Path
+) -> None:
+    scaling = {
+        "rope_theta": 10_000.0,
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    reference, _ = save_tiny("llama", rope_parameters=scaling, **WIDE)
+    plain = 10_000.0 ** (-torch.arange(8) / 8)
+    divisors = (plain / reference.model.rotary_emb.inv_freq).numpy()
+    decoder = load(str(save_gguf(reference, rope_divisors=divisors)), dtype="fp32").decoder
+    ids = torch.randint(0, 258, (90,), generator=torch.Generator().manual_seed(1))
+    ours = decoder.logits(decoder.forward(ids, torch.arange(90), causal_attend))
+    torch.testing.assert_close(ours, reference(ids[None]).logits[0], rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("quant", "error"),
     [
