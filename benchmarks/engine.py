@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from shoal.core.protocols import Request, Sampling, Segment
+from shoal.engine.compute import compute
 from shoal.engine.local import LocalEngine
 from shoal.models.loading import Model, load
 
@@ -85,8 +86,13 @@ def transformers_model(model: Model) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(hf, dtype=model.dtype).eval()
 
 
-@torch.inference_mode()
 def theirs(model: torch.nn.Module, rows: list[tuple[int, ...]], new: int) -> None:
+    """The same in transformers, on the same thread: two OpenMP teams would slow each other."""
+    compute.call(lambda: _generate(model, rows, new))
+
+
+@torch.inference_mode()
+def _generate(model: torch.nn.Module, rows: list[tuple[int, ...]], new: int) -> None:
     ids = torch.tensor(rows)
     model.generate(
         ids,
@@ -115,10 +121,10 @@ def roofline(model: Model) -> dict[str, float]:
 
 def measure(rounds: int) -> tuple[list[Figure], dict[str, float]]:
     """All jobs, arms alternating within every round."""
-    model = load(dtype="bf16")
+    model = compute.call(lambda: load(dtype="bf16"))
     engine = LocalEngine(model)
     loop = asyncio.new_event_loop()
-    peer = transformers_model(model)
+    peer = compute.call(lambda: transformers_model(model))
     seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
 
     def run(job: str, arm: str, work: Callable[[], None]) -> None:
@@ -138,7 +144,7 @@ def measure(rounds: int) -> tuple[list[Figure], dict[str, float]]:
             run(job, "transformers", lambda rows=rows: theirs(peer, rows, NEW))
             run(f"{job} prompt", "transformers", lambda rows=rows: theirs(peer, rows, 1))
     loop.run_until_complete(engine.close())
-    return _figures(seconds), roofline(model)
+    return _figures(seconds), compute.call(lambda: roofline(model))
 
 
 def _figures(seconds: dict[tuple[str, str], list[tuple[float, float]]]) -> list[Figure]:
@@ -166,7 +172,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    compute.call(lambda: torch.set_num_threads(options.threads))
     figures, limits = measure(options.rounds)
     if options.json:
         print(json.dumps({"figures": [asdict(f) for f in figures], "roofline": limits}, indent=2))

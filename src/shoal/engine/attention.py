@@ -53,7 +53,7 @@ class _Gathered:
     slots_WL: torch.Tensor
     bias_WCL: torch.Tensor
     kept: torch.Tensor | None  # places in W*C that are no padding; None: all are
-    rows: torch.Tensor  # the rows behind ``kept``
+    rows: Rows  # the rows behind ``kept``
 
 
 class StepAttention:
@@ -136,7 +136,7 @@ class StepAttention:
             kept.extend(range(w * longest, w * longest + work.count))
         rows = rows_WC.flatten()
         if len(kept) == rows.numel():
-            return _Gathered(rows_WC, slots_WL, bias_WCL, None, rows)
+            return _Gathered(rows_WC, slots_WL, bias_WCL, None, _rows(rows.tolist()))
         places = torch.tensor(kept)
         return _Gathered(rows_WC, slots_WL, bias_WCL, places, rows[places])
 
@@ -174,7 +174,8 @@ class StepAttention:
             flat = part.slots_WL.flatten()
             k_WKLd = keys_NKd.index_select(0, flat).view(W, L, K, d).transpose(1, 2)
             v_WKLd = values_NKd.index_select(0, flat).view(W, L, K, d).transpose(1, 2)
-            q_WKCGd = q_TKGd[part.rows_WC.flatten()].view(W, C, K, G, d).transpose(1, 2)
+            padded = part.rows if part.kept is None else part.rows_WC.flatten()
+            q_WKCGd = q_TKGd[padded].view(W, C, K, G, d).transpose(1, 2)
             bias = part.bias_WCL[:, None, :, None].expand(W, 1, C, G, L).flatten(2, 3)
             out, lse = _flash(q_WKCGd.flatten(2, 3), k_WKLd, v_WKLd, 0.0, False, attn_mask=bias)
             out_RKGd = out.view(W, K, C, G, d).transpose(1, 2).reshape(W * C, K, G, d)
@@ -232,7 +233,11 @@ def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _rows_of(users: tuple[int, ...], works: Sequence[Work], first_row: list[int]) -> Rows:
-    rows = [row for i in users for row in range(first_row[i], first_row[i] + works[i].count)]
-    if rows[-1] - rows[0] + 1 == len(rows):
-        return slice(rows[0], rows[-1] + 1)
+    return _rows([row for i in users for row in range(first_row[i], first_row[i] + works[i].count)])
+
+
+def _rows(rows: list[int]) -> Rows:
+    """Neighbours are a slice, which is a view; others are gathered by index."""
+    if rows == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[0] + len(rows))
     return torch.tensor(rows)
