@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from traces import members
 
@@ -194,6 +194,8 @@ def test_any_toml_is_a_team_or_a_config_error(table: dict[str, object]) -> None:
     st.integers(0, 8),
     st.text(max_size=6) | st.sampled_from(["[", '"', "[[member]]\n", "= ", "#"]),
 )
+@example(0, 1, "0")
+@example(PAIR.index("role"), 4, '"a\\nb"')
 @settings(max_examples=300)
 def test_a_damaged_file_is_a_team_or_a_config_error(at: int, cut: int, new: str) -> None:
     with contextlib.suppress(ConfigError):

@@ -11,6 +11,9 @@ from shoal.core.errors import nearest
 
 Place = Sequence[int | str]
 
+_VARIANTS = ("str", "list[str]", "_Team")
+"""What pydantic adds to the place of a value that may be of several types."""
+
 
 def explained(
     error: ValidationError, text: str, source: str, tables: Mapping[str, type[BaseModel]]
@@ -21,13 +24,16 @@ def explained(
     that does not exist may have been.
     """
     first = error.errors()[0]
-    place = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
-    place = [part for part in place if part not in ("str", "_Team")]
+    unknown = first["type"] == "extra_forbidden"
+    *outer, last = first["loc"] or ("file",)
+    place = [part for part in outer if part not in _VARIANTS]
+    if unknown or last not in _VARIANTS:
+        place.append(last)
     line = line_of(text, place)
     where = f"{source}, line {line}" if line else source
     at = "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in place)
-    at = at.lstrip(".")
-    if first["type"] != "extra_forbidden":
+    at = " ".join(at.lstrip(".").split())
+    if not unknown:
         return f"{where}: {at} is wrong: {first['msg']}."
     table = next((str(part) for part in reversed(place[:-1]) if part in tables), "")
     known = [info.alias or name for name, info in tables[table].model_fields.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from shoal.core.budget import Limits
@@ -21,7 +21,7 @@ class TeamResult:
     seconds  wall time of this process's part of the run
     """
 
-    episode: Episode
+    episode: Episode = field(repr=False)  # asyncio.run writes down what its task returns
     result: str | None
     outcome: str
     why: str

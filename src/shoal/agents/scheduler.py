@@ -13,9 +13,9 @@ superstep, member) makes it idempotent: a run on a log that holds turns goes on 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -145,9 +145,23 @@ def _flat(start: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digest(value: object) -> str:
-    """A short name for a value's content; functions count by their names."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    """A short name for a value's content."""
+    text = _described(value)
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _described(value: Any) -> str:
+    """A value as text that is the same in every process; functions count by their names."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_described, value))})"
+    if is_dataclass(value):
+        given = (
+            f"{field.name}={_described(one)}"
+            for field in fields(value)
+            if (one := getattr(value, field.name)) is not field.default and one != field.default
+        )
+        return f"{type(value).__name__}({', '.join(given)})"
+    return repr(getattr(value, "__qualname__", value))
 
 
 def _check_models(team: Team, engines: Mapping[str, Engine]) -> None:

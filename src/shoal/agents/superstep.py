@@ -152,6 +152,10 @@ class SuperstepRunner:
         heard, privates = split_common(inboxes)
         common = self._writer.common(heard)
         numbered = len(turns) > 1 and turns[0].member == turns[1].member
+        keys: dict[int, tuple[str, ...]] = {}  # members that hear the same share one inbox
+        for inbox in inboxes:
+            if id(inbox) not in keys:
+                keys[id(inbox)] = tuple(step.key for step in inbox)
         jobs = []
         for index, (turn, inbox, private) in enumerate(zip(turns, inboxes, privates, strict=True)):
             name = turn.member
@@ -165,7 +169,7 @@ class SuperstepRunner:
                     key=key,
                     superstep=state.superstep,
                     prompt=self._writer.messages(turn, common, private),
-                    seen=tuple(step.key for step in inbox),
+                    seen=keys[id(inbox)],
                     sampling=self._sampling(name, label),
                     budget=self._budgets[name],
                     recorded=context.recorded.get(key),
