@@ -38,7 +38,7 @@ from shoal.engine.scripted import ScriptedEngine
         ),
         (
             lambda: Team("t", members("hub", "b"), channels="star(hubb)"),
-            r"'star\(hubb\)' names 'hubb', who is not a member\. Did you mean 'hub'",
+            r"The channels rule of team 't' names 'hubb', who.*Did you mean 'hub'",
         ),
         (
             lambda: Team("t", members("editor"), Protocol(reduce="judge(editr)")),
@@ -50,7 +50,17 @@ from shoal.engine.scripted import ScriptedEngine
         ),
         (
             lambda: Team("t", members("a"), Protocol(until="verdict(crit, ok)")),
-            "The until rule of team 't' names 'crit'",
+            "The stop rule of team 't' names 'crit'",
+        ),
+        (
+            lambda: Team("t", members("a"), Protocol(until="any(turns(3), verdict(crit, ok))")),
+            "The stop rule of team 't' names 'crit'",
+        ),
+        (
+            lambda: Team(
+                "t", (Agent("a", copies=2),), Protocol(until="any(verdict(a, x), turns(2))")
+            ),
+            "The stop rule of team 't' needs 'a' to be one member",
         ),
         (lambda: Protocol("al"), r"no turn rule 'al'\. Did you mean 'all'\? Known: all, chain"),
         (lambda: Protocol(reduce="judge(a, b)"), "too many positional arguments"),
@@ -68,11 +78,11 @@ from shoal.engine.scripted import ScriptedEngine
         (lambda: Team("t", members("a"), channels="mash"), r"no channels rule 'mash'.*'mesh'"),
         (
             lambda: Team("t", (Agent("j", copies=2),), Protocol(reduce="judge(j)")),
-            "'j' judges or selects, so there can be only one",
+            "The reduce rule of team 't' needs 'j' to be one member: leave out copies",
         ),
         (
             lambda: Team("t", (Agent("j", reads="part"), *members("b")), Protocol("select(j)")),
-            "'j' judges or selects",
+            "The turn rule of team 't' needs 'j' to be one member",
         ),
         (lambda: Agent("a", limits=Limits(tokens=-1)), "tokens is -1"),
     ],

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shoal.agents.events import OnEvent, TurnDelta, TurnFailed, TurnStarted
+from shoal.agents.events import FailureAction, OnEvent, TurnDelta, TurnFailed, TurnStarted
 from shoal.agents.failures import FailurePolicy
 from shoal.agents.team import Agent, Member, Script
 from shoal.agents.turns import Turn
@@ -128,10 +128,10 @@ class Desk:
                 self._tell(job, "fallback")
             job.data["choice"] = choice
 
-    def _tell(self, job: Job, action: str) -> None:
+    def _tell(self, job: Job, action: FailureAction) -> None:
         if self.emit is not None:
             error = job.answer.error or f"answered {job.answer.text!r}, which is no choice"
-            self.emit(TurnFailed(job.path, job.superstep, error, action))  # type: ignore[arg-type]
+            self.emit(TurnFailed(job.path, job.superstep, error, action))
 
     async def _attempt(self, jobs: Sequence[Job]) -> None:
         by_engine: dict[str, list[Job]] = {}

@@ -121,8 +121,6 @@ Channels = str | Call | tuple[Channel, ...]
 def lay(channels: Channels, names: tuple[str, ...]) -> tuple[Channel, ...]:
     """The single channels between members; raises :class:`ConfigError` for unknown ones."""
     if not isinstance(channels, tuple):
-        for name in topologies.members_of(channels):
-            known_member(name, names, f"The channels {str(channels)!r}")
         channels = topologies.make(channels)(names)
     for channel in channels:
         for name in (*_selected(channel.src), *_selected(channel.dst)):

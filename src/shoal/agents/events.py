@@ -66,6 +66,9 @@ class TurnDelta:
     text: str
 
 
+FailureAction = Literal["retry", "skip", "replace", "abort", "fallback"]
+
+
 @dataclass(frozen=True, slots=True)
 class TurnFailed:
     """A turn went wrong; what was streamed of it is void, and ``action`` happens next."""
@@ -73,7 +76,7 @@ class TurnFailed:
     member: str
     superstep: int
     error: str
-    action: Literal["retry", "skip", "replace", "abort", "fallback"]
+    action: FailureAction
 
 
 @dataclass(frozen=True, slots=True)

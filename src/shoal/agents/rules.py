@@ -164,8 +164,15 @@ class _Reader:
         return Call(name, tuple(args), tuple(options.items()))
 
 
+@dataclass(frozen=True, slots=True)
 class _MemberMark:
-    """Marks parameters that must name a member of the team."""
+    """Marks parameters that must name members; ``single``: one that has no copies."""
+
+    single: bool
+
+
+class _RuleMark:
+    """Marks parameters that are rules of the same family."""
 
 
 def _as_tuple(value: object) -> object:
@@ -178,17 +185,20 @@ def _is_rule(value: object) -> object:
     return value
 
 
-Member = Annotated[str, _MemberMark()]
-"""A parameter that names one member."""
+Member = Annotated[str, _MemberMark(single=True)]
+"""A parameter that names one member, of whom there is only one."""
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 """A parameter that is one word or a list of them."""
 
-Members = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), _MemberMark()]
+Members = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), _MemberMark(single=False)]
 """A parameter that names one member or a list of them."""
 
 Rule = Annotated[Any, BeforeValidator(_is_rule)]
-"""A parameter that is a rule itself."""
+"""A parameter that is a rule of another family."""
+
+Inner = Annotated[Any, _RuleMark()]
+"""A parameter that is a rule of the same family, or a function of its type."""
 
 F = TypeVar("F")
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -257,17 +267,22 @@ class Registry(Generic[F]):
                 ) from error
         return entry.factory(*bound.args, **bound.kwargs)
 
-    def members_of(self, rule: Call | str | F) -> tuple[str, ...]:
-        """The members that a well-formed rule names, in the order of its parameters."""
+    def members_of(self, rule: Call | str | F, *, single: bool = False) -> tuple[str, ...]:
+        """The members that a well-formed rule and the rules inside it name; with ``single`` only
+        those of whom there must be one."""
         if not isinstance(rule, Call | str):
             return ()
         call = parse(rule) if isinstance(rule, str) else rule
         entry = self._entry(call)
         named: list[str] = []
         for parameter, value in self._bind(call, entry).arguments.items():
-            marks = getattr(entry.hints[parameter], "__metadata__", ())
-            if any(isinstance(mark, _MemberMark) for mark in marks):
-                named += [value] if isinstance(value, str) else list(value)
+            values = value if isinstance(value, tuple) else (value,)
+            for mark in getattr(entry.hints[parameter], "__metadata__", ()):
+                if isinstance(mark, _MemberMark) and mark.single >= single:
+                    named += values
+                elif isinstance(mark, _RuleMark):
+                    for inner in values:
+                        named += self.members_of(inner, single=single)
         return tuple(named)
 
     def _bind(self, call: Call, entry: _Entry[F]) -> inspect.BoundArguments:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from shoal.agents.rules import Call, Member, Registry, parse
+from shoal.agents.rules import Call, Inner, Member, Registry, parse
 from shoal.agents.votes import ballot, tally
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ def verdict(by: Member, word: str) -> Stop:
 
 
 @stop_rules.register("any")
-def any_of(*stops: Any) -> Stop:
+def any_of(*stops: Inner) -> Stop:
     """When one of several rules says so."""
     rules = [stop_rules.make(stop) for stop in stops]
     return lambda state: next((why for rule in rules if (why := rule(state))), None)
 
 
 @stop_rules.register("all")
-def all_of(*stops: Any) -> Stop:
+def all_of(*stops: Inner) -> Stop:
     """When all of several rules say so."""
     rules = [stop_rules.make(stop) for stop in stops]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from shoal.agents.channels import Channel, Channels, known_member, lay
+from shoal.agents.channels import Channel, Channels, known_member, lay, topologies
 from shoal.agents.failures import FailurePolicy, failure_policies
 from shoal.agents.reducers import Reducer, reducers
-from shoal.agents.rules import Call
+from shoal.agents.rules import Call, Registry
 from shoal.agents.stops import Stop, is_finite, stop_rules
 from shoal.agents.turns import FINISH, TurnRule, turn_rules
 from shoal.core.budget import Limits
@@ -98,7 +98,8 @@ class Protocol:
 class Team:
     """Members, what they hear of each other, and how they work; itself fit to be a member.
 
-    preamble  opens the system message that all members share, byte for byte
+    preamble  opens the system message that all members share, byte for byte; the outermost
+              team's holds for the teams inside it
     task      what it works on when a run is not given a task
     about     one line for lists
     limits    what a whole run may spend
@@ -119,15 +120,8 @@ class Team:
         if not self.members:
             raise ConfigError(f"Team {self.name!r} has no members: give it at least one.")
         _check_unique(self)
+        self._check_named()
         lay(self.channels, self.names)
-        for what, named in (
-            ("turn", turn_rules.members_of(self.protocol.turn)),
-            ("reduce", reducers.members_of(self.protocol.reduce)),
-            ("until", stop_rules.members_of(self.protocol.until)),
-        ):
-            for name in named:
-                known_member(name, self.names, f"The {what} rule of team {self.name!r}")
-        self._check_single()
         if not self._ends():
             raise ConfigError(
                 f"Team {self.name!r} may never stop: until is {str(self.protocol.until)!r}; add a "
@@ -149,28 +143,29 @@ class Team:
             or (limits.tokens is not None and not scripted)
         )
 
-    def _check_single(self) -> None:
+    def _check_named(self) -> None:
+        """Rules name members, and those that act alone have no copies."""
         protocol = self.protocol
-        alone = {
-            *_single(turn_rules.members_of(protocol.turn), protocol.turn, "select"),
-            *_single(reducers.members_of(protocol.reduce), protocol.reduce, "judge"),
-        }
-        for member in self.members:
-            several = isinstance(member, Agent) and (member.copies > 1 or member.reads == "part")
-            if several and member.name in alone:
-                raise ConfigError(
-                    f"Member {member.name!r} judges or selects, so there can be only one of it: "
-                    "leave out copies and let it read all or none of the material."
-                )
+        rules: tuple[tuple[Registry[Any], Any], ...] = (
+            (turn_rules, protocol.turn),
+            (reducers, protocol.reduce),
+            (stop_rules, protocol.until),
+            (topologies, self.channels),
+        )
+        several = [member.name for member in self.members if len(copies_of(member, 2)) > 1]
+        for registry, rule in rules:
+            who = f"The {registry.family} rule of team {self.name!r}"
+            for name in registry.members_of(rule):
+                known_member(name, self.names, who)
+            for name in registry.members_of(rule, single=True):
+                if name in several:
+                    raise ConfigError(
+                        f"{who} needs {name!r} to be one member: leave out copies and let it "
+                        "read all or none of the material."
+                    )
 
 
 Member = Agent | Team
-
-
-def _single(
-    named: tuple[str, ...], rule: str | Call | TurnRule | Reducer, which: str
-) -> tuple[str, ...]:
-    return named if str(rule).startswith(which) else ()
 
 
 def _check_name(name: str, what: str) -> None:
