@@ -11,7 +11,7 @@ import pytest
 
 from shoal.core.errors import EngineError
 from shoal.core.protocols import Completion, Delta, Grammar, Request, Sampling, Segment
-from shoal.core.records import Message
+from shoal.core.records import Message, ToolSpec
 from shoal.engine.local import LocalEngine
 from shoal.models.loading import Model, load
 
@@ -271,3 +271,10 @@ async def test_a_closed_engine_says_so(model: Model) -> None:
 async def test_messages_go_through_the_chat_template(engine: LocalEngine) -> None:
     prompt = (Message("user", "hi"),)
     assert engine.count_tokens(prompt) == 1 + len("user\nhi") + 1 + 1 + 1 + len("assistant\n")
+
+
+async def test_tools_are_refused_where_the_template_would_ignore_them(engine: LocalEngine) -> None:
+    request = Request((Message("user", "hi"),), tools=(ToolSpec("look", "Look it up."),))
+    (answer,) = await engine.generate([request])
+    assert answer.finish == "error"
+    assert "ignores tools" in (answer.error or "")

@@ -28,7 +28,7 @@ from shoal.core.protocols import (
     Score,
     Segment,
 )
-from shoal.core.records import Message
+from shoal.core.records import Message, ToolSpec
 from shoal.engine.compute import compute
 from shoal.engine.generation import Generation, HiddenStates
 from shoal.engine.grammar import Constraint, vocabulary
@@ -131,10 +131,10 @@ class LocalEngine:
     async def score(self, prefix: Prompt, candidates: Sequence[str], salt: str = "") -> list[Score]:
         """See :meth:`shoal.core.protocols.Engine.score`."""
         tokenizer = self.model.tokenizer
-        prompt = self._encode(prefix)
+        prompt = self._encode(prefix, salt=salt)
         if not prompt:
             raise EngineError("A score needs a prefix of at least one token.")
-        endings = [tokenizer.encode(text, special=False) for text in candidates]
+        endings = [tokenizer.encode(text, special=False, salt=salt) for text in candidates]
         # The last prefix token is computed with the candidates: its state scores their first.
         suffixes = [[prompt[-1], *ending[:-1]] for ending in endings]
         states = await self._hidden(prompt[:-1], suffixes, salt)
@@ -163,18 +163,25 @@ class LocalEngine:
 
     # -- from requests to jobs ------------------------------------------------------------
 
-    def _encode(self, prompt: Prompt, request: Request | None = None) -> list[int]:
-        tokenizer = self.model.tokenizer
+    def _encode(
+        self, prompt: Prompt, *, tools: tuple[ToolSpec, ...] = (), salt: str = ""
+    ) -> list[int]:
+        tokenizer, chat = self.model.tokenizer, self.model.chat
         if prompt and isinstance(prompt[0], Message):
             messages = [part for part in prompt if isinstance(part, Message)]
-            tools = request.tools if request else ()
-            return self.model.chat.encode(messages, tokenizer, tools=tools)
+            if tools and not chat.knows_tools:
+                raise EngineError(
+                    f"The chat template of {self.model.name} ignores tools: describe them in a "
+                    "message, or take a model that was trained to call tools."
+                )
+            return chat.encode(messages, tokenizer, tools=tools, salt=salt)
         tokens: list[int] = []
         for part in prompt:
             assert isinstance(part, Segment), "a prompt is all messages or all segments"
             if not tokens and part.tokens is None and tokenizer.bos_id is not None:
                 tokens.append(tokenizer.bos_id)
-            tokens += tokenizer.encode(part.text) if part.tokens is None else part.tokens
+            known = part.tokens
+            tokens += tokenizer.encode(part.text, salt=salt) if known is None else known
         return tokens
 
     def _generation(
@@ -185,7 +192,7 @@ class LocalEngine:
         on_delta: OnDelta | None,
         loop: asyncio.AbstractEventLoop,
     ) -> Generation:
-        tokens = self._encode(request.prompt, request)
+        tokens = self._encode(request.prompt, tools=request.tools, salt=request.salt)
         if not tokens:
             raise EngineError("The prompt is empty: give at least one token.")
         if any(not 0 <= token < self.model.config.vocab for token in tokens):
