@@ -177,6 +177,7 @@ SYSTEMS: tuple[System, ...] = (
         "Sequential Public Goods Games",
         "2508.02076",
         "mechanisms",
+        "partial",
     ),
     System("recgpt", "RecGPT", "RecGPT Technical Report", "2507.22879", "recsys"),
     System(
