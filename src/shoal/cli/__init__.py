@@ -18,6 +18,7 @@ from shoal.cli.run import run
 from shoal.cli.runs import app as runs
 from shoal.cli.serve import serve
 from shoal.cli.settle import settle
+from shoal.cli.spgg import app as spgg
 from shoal.core.errors import ShoalError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.add_typer(runs, name="runs")
 app.command("chat")(chat)
 app.command("serve")(serve)
 app.command("settle")(settle)
+app.add_typer(spgg, name="spgg")
 app.command("doctor")(doctor)
 app.command("reproduce")(reproduce)
 
