@@ -301,7 +301,8 @@ def synergy(bench: Bench) -> None:
         axes,
     ):
         for i in range(3):
-            axes.step(gammas, [one.contributions[i] for one in solved], label=f"agent {i + 1}")
+            c = [one.contributions[i] for one in solved]
+            axes.step(gammas, c, where="post", label=f"agent {i + 1}")
         axes.set(xlabel="synergy γ", ylabel="contribution")
         axes.legend(fontsize=8)
 

@@ -73,6 +73,7 @@ def test_texts_are_rewarded_by_their_scores_and_the_last_is_the_answer() -> None
     details = decision.details
     assert details["total"] == pytest.approx(2.55)
     assert details["reaches_bar"]
+    assert details["synergies"] == pytest.approx({"anna": 0, "ben": 0.55, "carl": 0.775})
     assert details["welfare"] == pytest.approx(3.9124, abs=1e-4)
     assert details["free_riders"] == details["empty"] == details["late"] == []
 
@@ -105,6 +106,7 @@ def test_a_skipped_agent_leaves_a_gap_and_shares_still_go_by_all() -> None:
     round.report("c", 1.0)
     settlement = round.settle()
     assert settlement.absent == ("b",)
+    assert settlement.decision.details["synergies"] == {"a": 0.0, "c": 0.6}
     share = 1.8 / 3 * 1.6
     assert settlement.decision.utilities == pytest.approx(
         {"a": share - 0.618, "c": share - 1.05 + 1.5 * 0.6}

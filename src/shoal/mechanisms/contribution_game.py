@@ -123,6 +123,11 @@ class Game:
         missed = np.where(self.reaches_bar(total), 0.0, self.penalty)
         return synergy - self.cost(c[i]) + self.rho / self.agents * total - missed
 
+    def synergies(self, c: Sequence[float]) -> Floats:
+        """H_i [m] of contributions in order: 0, then the mean of those before."""
+        before = np.cumsum(c)[:-1] / np.arange(1, len(c))
+        return np.concatenate(([0.0], before))
+
     def rewards(self, c: ArrayLike) -> Floats:
         """Rewards [..., m] of contributions [..., m] in order, m <= n where some took no part.
 

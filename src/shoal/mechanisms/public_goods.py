@@ -130,6 +130,7 @@ class PublicGoods:
             how="the last contribution; rewards exact",
             details={
                 "contributions": dict(zip(agents, c, strict=True)),
+                "synergies": dict(zip(agents, self.game.synergies(c).tolist(), strict=True)),
                 "total": total,
                 "reaches_bar": bool(self.game.reaches_bar(total)),
                 "welfare": math.fsum(rewards),
