@@ -85,7 +85,7 @@ def conditions(game: Game) -> tuple[Condition, ...]:
     pull, steepest = game.rho / n + game.gamma * synergy, game.cost.marginal(high)
     full = pull >= steepest
     room = (n - 1) * high + low + FREE_RIDING
-    tight = game.bar > room + ROUNDING
+    tight = game.bar > room + 2 * ROUNDING  # of the total, and of what riding free is
     return (
         Condition(
             "filling the gap pays",
