@@ -114,3 +114,12 @@ def test_random_trees(seed: int) -> None:
         start = number(0, len(node.tokens) - 1)
         works.append(Work(node, start, number(1, len(node.tokens) - start)))
     world.check(works)
+
+
+@pytest.mark.parametrize("length", [1024, 1537, 4099])
+def test_long_spans_are_read_in_pieces_for_few_rows(length: int) -> None:
+    world = World()
+    prefix = world.node(length, None)
+    works = [Work(world.node(n, prefix), 0, n) for n in (1, 1, 5)]
+    world.check(works)
+    assert max(span.pieces for span in StepAttention(works, world.pool)._spans) > 1

@@ -7,7 +7,8 @@ gathered into one padded batch. The partial results of a row are merged by their
 which is exact (Milakov and Gimelshein, arXiv 1805.02867; cascade inference merges the same way).
 
 Shapes: T rows of the step, H query heads, K key-value heads, G = H / K, d head size,
-N slots, R rows of one part, W pieces of work, C their padded length, L padded span length.
+N slots, R rows of one part, W pieces of work, C their padded length, L padded span length,
+S pieces of a span, r = R G.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from shoal.engine.tree import Node
 
 LONG_SPAN = 1024  # from here on a view of one's own is cheaper than a place in a padded batch
 SHORT_RUN = 32  # runs up to this length share a padded batch
+SPLIT_ROWS = 64  # up to this many rows a long span is cut, so that every core has work
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 Rows = slice | torch.Tensor
@@ -38,11 +40,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Slots ``start .. start + length``, all of them visible to all of ``rows``."""
+    """Slots ``start .. start + length``, all visible to all of ``rows``; read in equal pieces."""
 
     start: int
     length: int
     rows: Rows
+    pieces: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +93,15 @@ class StepAttention:
                 private[users[0]].append(span)
             else:
                 shared.setdefault(tuple(users), []).append(span)
-        self._spans = [
-            _Span(start, length, _rows_of(users, works, first_row))
-            for users, spans in shared.items()
-            for start, length in _joined(spans)
-        ]
+        self._spans: list[_Span] = []
+        for readers, spans in shared.items():
+            rows = _rows_of(readers, works, first_row)
+            for start, length in _joined(spans):
+                pieces = _pieces(length, [works[i].count for i in readers])
+                if rest := length % pieces:
+                    for i in readers:
+                        private[i].append((start + length - rest, rest))
+                self._spans.append(_Span(start, length - rest, rows, pieces))
 
         batches: dict[int, list[int]] = {}
         for index, work in enumerate(works):
@@ -186,23 +193,41 @@ class StepAttention:
             lse_TKG[part.rows] = lse_RKG
 
         for span in self._spans:
-            q_RKGd = q_TKGd[span.rows]
-            R = len(q_RKGd)
-            end = span.start + span.length
-            out, lse = _flash(
-                q_RKGd.transpose(0, 1).reshape(1, K, R * G, d),
-                keys_NKd[span.start : end].transpose(0, 1)[None],
-                values_NKd[span.start : end].transpose(0, 1)[None],
-                0.0,
-                False,
-            )
-            out_RKGd = out.view(K, R, G, d).transpose(0, 1)
-            lse_RKG = lse.view(K, R, G).transpose(0, 1)
+            out_RKGd, lse_RKG = self._read(span, keys_NKd, values_NKd, q_TKGd[span.rows])
             known_RKG = lse_TKG[span.rows]
             weight = torch.sigmoid(lse_RKG - known_RKG).to(self._dtype).unsqueeze(-1)
             out_TKGd[span.rows] = torch.lerp(out_TKGd[span.rows], out_RKGd, weight)
             lse_TKG[span.rows] = torch.logaddexp(known_RKG, lse_RKG)
         return out_TKGd.view(T, H, d)
+
+    @staticmethod
+    def _read(
+        span: _Span, keys_NKd: torch.Tensor, values_NKd: torch.Tensor, q_RKGd: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention of stacked queries over one span: [R, K, G, d] and its lse [R, K, G]."""
+        R, K, G, d = q_RKGd.shape
+        S, slots = span.pieces, slice(span.start, span.start + span.length)
+        out_SKrd, lse_SKr = _flash(
+            q_RKGd.transpose(0, 1).reshape(1, K, R * G, d).expand(S, K, R * G, d),
+            keys_NKd[slots].view(S, -1, K, d).transpose(1, 2),
+            values_NKd[slots].view(S, -1, K, d).transpose(1, 2),
+            0.0,
+            False,
+        )
+        if S > 1:
+            lse_Kr = lse_SKr.logsumexp(0)
+            share_SKr = (lse_SKr - lse_Kr).exp()
+            out_Krd = (out_SKrd * share_SKr[..., None]).sum(0).to(q_RKGd.dtype)
+        else:
+            out_Krd, lse_Kr = out_SKrd[0], lse_SKr[0]
+        return out_Krd.view(K, R, G, d).transpose(0, 1), lse_Kr.view(K, R, G).transpose(0, 1)
+
+
+def _pieces(length: int, counts: list[int]) -> int:
+    """Into how many pieces a span is cut: few rows over a long span are too few tasks."""
+    if length < LONG_SPAN or sum(counts) > SPLIT_ROWS or max(counts) > SHORT_RUN:
+        return 1
+    return 4 if length >= 4 * LONG_SPAN else 2
 
 
 def _offsets(works: Sequence[Work]) -> list[int]:
