@@ -13,6 +13,7 @@ from shoal import __version__
 from shoal.cli.chat import chat
 from shoal.cli.console import fail
 from shoal.cli.doctor import doctor
+from shoal.cli.hire import app as hire
 from shoal.cli.reproduce import reproduce
 from shoal.cli.run import run
 from shoal.cli.runs import app as runs
@@ -33,6 +34,7 @@ app.add_typer(runs, name="runs")
 app.command("chat")(chat)
 app.command("serve")(serve)
 app.command("settle")(settle)
+app.add_typer(hire, name="hire")
 app.add_typer(spgg, name="spgg")
 app.command("doctor")(doctor)
 app.command("reproduce")(reproduce)

@@ -24,7 +24,8 @@ from shoal.mechanisms.hiring_problem import (
     largest_gain,
     terms,
 )
-from shoal.mechanisms.information_acquisition import alone
+from shoal.mechanisms.information_acquisition import InformationAcquisition, alone
+from shoal.mechanisms.round import Round
 
 TIE = 1e-9
 
@@ -150,3 +151,27 @@ def deviating(contract: Contract, case: AcquisitionProblem) -> Floats:
             moved[b] = _renamed(moved[b], say, axis=n + i)
         played = np.moveaxis(moved, 0, i)
     return played
+
+
+def obedient_rounds(
+    contract: Contract, case: AcquisitionProblem, *, rounds: int, seed: int = 0
+) -> tuple[list[float], list[float]]:
+    """Rounds as they are settled, with agents that obey: what the principal keeps and what it pays.
+
+    One number a round each, in units of utility.
+    """
+    mechanism = InformationAcquisition(case, contract)
+    agents = [f"agent {i}" for i in range(case.agents)]
+    kept, paid = [], []
+    for k in range(rounds):
+        round = Round(mechanism, agents, id=f"round {k}", seed=seed)
+        efforts = tuple(int(round.message(agent)["effort"]) for agent in agents)
+        p = case.P[efforts]
+        drawn = generator(seed, "obedient", k).choice(p.size, p=p.ravel() / p.sum())
+        state, *signals = (int(place) for place in np.unravel_index(drawn, p.shape))
+        for agent, signal in zip(agents, signals, strict=True):
+            round.report(agent, signal)
+        decision = round.settle(observed=state).decision
+        kept.append(float(decision.details["kept_by_principal"]))
+        paid.append(sum(decision.payments.values()))
+    return kept, paid

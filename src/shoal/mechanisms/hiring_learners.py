@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shoal.core.errors import ConfigError, InputError
+from shoal.core.errors import ConfigError, InputError, nearest
 from shoal.core.rng import generator
 from shoal.mechanisms.hiring_costs import Search, cost_differences, searches
 from shoal.mechanisms.hiring_estimates import (
@@ -327,3 +327,17 @@ class UCBLP(ExploreThenCommit):
             left = math.ceil(float((seen[often] / mu[often]).min()))
             self.state = replace(self.state, left=left)
         return Plan("optimism", self.state.left, contract=self.contract)
+
+
+LEARNERS: dict[str, type[ExploreThenCommit]] = {
+    "explore-then-commit": ExploreThenCommit,
+    "ucb-lp": UCBLP,
+}
+
+
+def find_learner(name: str) -> type[ExploreThenCommit]:
+    """A learner by name; raises :class:`ConfigError` for an unknown one."""
+    if name not in LEARNERS:
+        known, hint = ", ".join(LEARNERS), nearest(name, LEARNERS)
+        raise ConfigError(f"There is no learner {name!r}; there are {known}.{hint}")
+    return LEARNERS[name]

@@ -243,19 +243,22 @@ def _solve(
     """The minimising columns; None where a program without equalities cannot be satisfied."""
     from scipy.optimize import linprog
 
-    found = linprog(
-        objective,
-        A_ub=at_most,
-        b_ub=limit,
-        A_eq=equal,
-        b_eq=None if equal is None else np.ones(1),
-        bounds=bounds,
-        method="highs",
-        options={
-            "primal_feasibility_tolerance": _TOLERANCE,
-            "dual_feasibility_tolerance": _TOLERANCE,
-        },
-    )
+    for method in ("highs-ds", "highs-ipm"):  # probabilities of 1e-11 are hard on the simplex
+        found = linprog(
+            objective,
+            A_ub=at_most,
+            b_ub=limit,
+            A_eq=equal,
+            b_eq=None if equal is None else np.ones(1),
+            bounds=bounds,
+            method=method,
+            options={
+                "primal_feasibility_tolerance": _TOLERANCE,
+                "dual_feasibility_tolerance": _TOLERANCE,
+            },
+        )
+        if found.status in (0, 2):
+            break
     if found.status == 2 and equal is None:
         return None
     if found.status != 0:
