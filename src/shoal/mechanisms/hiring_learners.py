@@ -39,7 +39,7 @@ from shoal.mechanisms.hiring_problem import Contract, Floats
 SAFETY = 1.5
 """How many times the least share of known rules is mixed in. The solved contract is tight where the
 estimates flatter it most, and one that can be gamed costs more than all that a smaller share saves:
-at 1, one of twenty runs of 10^5 rounds committed to a contract that an agent gained 0.0003 by
+at 1, one of eight runs of 10^5 rounds committed to a contract that an agent gained 0.0003 by
 breaking."""
 
 

@@ -130,6 +130,7 @@ SYSTEMS: tuple[System, ...] = (
         "Online Information Acquisition: Hiring Multiple Agents",
         "2307.06210",
         "mechanisms",
+        "partial",
     ),
     System(
         "toolshed",
