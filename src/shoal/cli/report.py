@@ -11,6 +11,9 @@ from rich.table import Table
 from shoal.agents import Comparison, SharingReport, TeamResult
 from shoal.agents.report import Row
 
+ROWS = 12
+"""Agents that are shown at most, those that computed most; --json has all."""
+
 
 def print_result(console: Console, result: TeamResult) -> None:
     """The team's answer and how the run ended."""
@@ -25,8 +28,12 @@ def print_sharing(console: Console, report: SharingReport) -> None:
     table.add_column("agent", no_wrap=True)
     for name in ("turns", "asked", "computed", "shared", "first s", "wall s", "cache MiB"):
         table.add_column(name, justify="right", no_wrap=True)
+    most = sorted(report.rows, key=lambda row: -row.computed_tokens)[:ROWS]
     for row in report.rows:
-        table.add_row(*_cells(row))
+        if row in most:
+            table.add_row(*_cells(row))
+    if (more := len(report.rows) - ROWS) > 0:
+        table.add_row(f"and {more} more")
     table.add_section()
     table.add_row(*_cells(report.total), style="bold")
     console.print(table)
