@@ -38,7 +38,9 @@ def list_(json: bool = _JSON) -> None:
     for name in ("run", "started", "team", "turns", "outcome", "task"):
         table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(*(textwrap.shorten(str(value), 26) for value in row.values()))
+        table.add_row(
+            *(textwrap.shorten(str(value), 20, placeholder="…") for value in row.values())
+        )
     console.print(table)
 
 
@@ -115,7 +117,7 @@ def _summary(run: Run) -> dict[str, object]:
     config = run.config()
     with run.log() as log:
         episode = log.episode()
-    started = datetime.datetime.fromtimestamp(_started(run.folder)).strftime("%Y-%m-%d %H:%M")
+    started = datetime.datetime.fromtimestamp(_started(run.folder)).strftime("%m-%d %H:%M")
     return {
         "run": run.id,
         "started": started,
