@@ -17,10 +17,10 @@ import numpy as np
 
 from shoal.core.claims import Bench, alternate
 from shoal.core.stats import mean_interval
-from shoal.mechanisms.audit import audit, shortfalls
-from shoal.mechanisms.facility_location import settle
-from shoal.mechanisms.independent_markets import audit_markets, independent_markets
-from shoal.mechanisms.location_rules import (
+from shoal.mechanisms.location.audit import audit, shortfalls
+from shoal.mechanisms.location.facility_location import settle
+from shoal.mechanisms.location.independent_markets import audit_markets, independent_markets
+from shoal.mechanisms.location.rules import (
     RULES,
     FairSharePhantoms,
     Floats,
@@ -30,7 +30,7 @@ from shoal.mechanisms.location_rules import (
     Rule,
     UniformPhantom,
 )
-from shoal.mechanisms.running_phantom import RunningUniformPhantom
+from shoal.mechanisms.location.running_phantom import RunningUniformPhantom
 
 EXACT = 1e-9
 LIARS = 0.2

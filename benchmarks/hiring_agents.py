@@ -15,19 +15,19 @@ import numpy as np
 
 from shoal.core.claims import Bench, alternate
 from shoal.core.stats import mean_interval
-from shoal.mechanisms.hiring_agents import TIE, Spell, play_all, regret
-from shoal.mechanisms.hiring_examples import common_noise, independent_noise
-from shoal.mechanisms.hiring_learners import UCBLP, ExploreThenCommit, Setting
-from shoal.mechanisms.hiring_lp import variables
-from shoal.mechanisms.hiring_oracle import widest_rules
-from shoal.mechanisms.hiring_problem import AcquisitionProblem, largest_gain, problem
-from shoal.mechanisms.information_acquisition import (
+from shoal.mechanisms.hiring.agents import TIE, Spell, play_all, regret
+from shoal.mechanisms.hiring.examples import common_noise, independent_noise
+from shoal.mechanisms.hiring.information_acquisition import (
     ASSUMES,
     solve_correlated,
     solve_deterministic,
     solve_uncorrelated,
     worth,
 )
+from shoal.mechanisms.hiring.learners import UCBLP, ExploreThenCommit, Setting
+from shoal.mechanisms.hiring.lp import variables
+from shoal.mechanisms.hiring.oracle import widest_rules
+from shoal.mechanisms.hiring.problem import AcquisitionProblem, largest_gain, problem
 
 PUBLISHED = 1e-4
 KINDS: dict[str, Callable[[Setting], ExploreThenCommit]] = {

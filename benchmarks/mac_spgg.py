@@ -19,9 +19,9 @@ import numpy as np
 
 from shoal.core.claims import Bench
 from shoal.core.stats import wilson_interval
-from shoal.mechanisms.alignment import conditions
-from shoal.mechanisms.contribution_game import Cost, Game
-from shoal.mechanisms.subgame_perfect import Equilibrium, grid_of, sequential, simultaneous
+from shoal.mechanisms.goods.alignment import conditions
+from shoal.mechanisms.goods.contribution_game import Cost, Game
+from shoal.mechanisms.goods.subgame_perfect import Equilibrium, grid_of, sequential, simultaneous
 
 FULL = Game()  # the constants of the published checkpoint; the bar is 3 times 0.85
 PLAIN = replace(FULL, gamma=0, penalty=0)

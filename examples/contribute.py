@@ -17,9 +17,9 @@ from shoal.core.log import EventLog
 from shoal.core.protocols import Segment
 from shoal.engine.local import LocalEngine
 from shoal.mechanisms import Round
-from shoal.mechanisms.alignment import check_game
-from shoal.mechanisms.contribution_game import Game
-from shoal.mechanisms.public_goods import Observe, PublicGoods
+from shoal.mechanisms.goods.alignment import check_game
+from shoal.mechanisms.goods.contribution_game import Game
+from shoal.mechanisms.goods.public_goods import Observe, PublicGoods
 
 QUESTION = "Question: What is the capital of Australia?\n"
 RIGHT = "Canberra"

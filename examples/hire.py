@@ -16,8 +16,8 @@ import numpy as np
 from shoal.core.log import EventLog
 from shoal.core.rng import generator
 from shoal.mechanisms import Round
-from shoal.mechanisms.hiring_examples import common_noise
-from shoal.mechanisms.information_acquisition import (
+from shoal.mechanisms.hiring.examples import common_noise
+from shoal.mechanisms.hiring.information_acquisition import (
     InformationAcquisition,
     solve_correlated,
     solve_uncorrelated,

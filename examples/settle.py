@@ -15,8 +15,8 @@ from shoal.core.log import EventLog
 from shoal.core.protocols import Segment
 from shoal.engine.local import LocalEngine
 from shoal.mechanisms import Round
-from shoal.mechanisms.facility_location import FacilityLocation
-from shoal.mechanisms.location_rules import RULES
+from shoal.mechanisms.location.facility_location import FacilityLocation
+from shoal.mechanisms.location.rules import RULES
 
 QUESTION = "How much of our token budget should we spend on checking answers, in percent?\n"
 ADVISERS = {

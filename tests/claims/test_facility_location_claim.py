@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from shoal.cli import app
 from shoal.core.claims import find_system, runner
-from shoal.mechanisms.location_rules import FairSharePhantoms, UniformPhantom
+from shoal.mechanisms.location.rules import FairSharePhantoms, UniformPhantom
 
 
 @pytest.fixture(scope="module")

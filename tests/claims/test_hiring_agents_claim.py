@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from shoal.cli import app
 from shoal.core.claims import find_system, runner
-from shoal.mechanisms.information_acquisition import alone
+from shoal.mechanisms.hiring.information_acquisition import alone
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from shoal.cli import app
 from shoal.core.errors import ConfigError, InputError, ShoalError
-from shoal.mechanisms.hiring_examples import common_noise, independent_noise
-from shoal.mechanisms.hiring_sheets import parse_hiring_sheet
+from shoal.mechanisms.hiring.examples import common_noise, independent_noise
+from shoal.mechanisms.hiring.sheets import parse_hiring_sheet
 
 TOML = """
 cap = 1

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shoal.mechanisms.location_rules import RULES
+from shoal.mechanisms.location.rules import RULES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "mechanisms.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -13,7 +13,7 @@ from shoal.cli.console import console, print_json
 from shoal.core.errors import InputError
 
 if TYPE_CHECKING:
-    from shoal.mechanisms.hiring_problem import AcquisitionProblem
+    from shoal.mechanisms.hiring.problem import AcquisitionProblem
 
 app = typer.Typer(help="Hire agents whose work cannot be seen.", no_args_is_help=True)
 
@@ -24,7 +24,7 @@ JSON = typer.Option(False, "--json", help="Print the result as JSON.")
 @app.command("solve")
 def solve(problem: str = PROBLEM, json: bool = JSON) -> None:
     """The best contract, beside the best ones without correlation."""
-    from shoal.mechanisms.information_acquisition import (
+    from shoal.mechanisms.hiring.information_acquisition import (
         ASSUMES,
         audit_ic,
         solve_correlated,
@@ -69,8 +69,8 @@ def simulate(
     json: bool = JSON,
 ) -> None:
     """Play rounds of the best contract with simulated agents that obey."""
-    from shoal.mechanisms.hiring_agents import obedient_rounds
-    from shoal.mechanisms.information_acquisition import solve_correlated, worth
+    from shoal.mechanisms.hiring.agents import obedient_rounds
+    from shoal.mechanisms.hiring.information_acquisition import solve_correlated, worth
 
     case = _read(problem)
     contract = solve_correlated(case)
@@ -102,10 +102,10 @@ def learn(
     """Learn signals and costs of simulated best-responding agents while hiring them."""
     from shoal.core.files import write_text
     from shoal.core.records import from_json, to_json
-    from shoal.mechanisms.hiring_agents import play, regret
-    from shoal.mechanisms.hiring_learners import LearnerState, Setting, find_learner
-    from shoal.mechanisms.hiring_oracle import widest_rules
-    from shoal.mechanisms.information_acquisition import solve_correlated, worth
+    from shoal.mechanisms.hiring.agents import play, regret
+    from shoal.mechanisms.hiring.information_acquisition import solve_correlated, worth
+    from shoal.mechanisms.hiring.learners import LearnerState, Setting, find_learner
+    from shoal.mechanisms.hiring.oracle import widest_rules
 
     case, kind = _read(problem), find_learner(learner)
     known = Setting(
@@ -146,7 +146,7 @@ def learn(
 
 
 def _read(name: str) -> AcquisitionProblem:
-    from shoal.mechanisms.hiring_sheets import named_problem, parse_hiring_sheet
+    from shoal.mechanisms.hiring.sheets import named_problem, parse_hiring_sheet
 
     try:
         if name == "-":

@@ -31,7 +31,7 @@ def settle(
     json: bool = typer.Option(False, "--json", help="Print the settlement as JSON."),
 ) -> None:
     """Settle sealed reports by a rule that lies cannot game, or audit a rule."""
-    from shoal.mechanisms.sheets import find_mechanism, parse_sheet, settle_sheet
+    from shoal.mechanisms.location.sheets import find_mechanism, parse_sheet, settle_sheet
 
     given = {"low": low, "high": high, "rule": rule, "seed": seed}
     options = {name: value for name, value in given.items() if value is not None}

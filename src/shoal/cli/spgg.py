@@ -11,8 +11,8 @@ from shoal.cli.console import console, print_json
 from shoal.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from shoal.mechanisms.contribution_game import Game
-    from shoal.mechanisms.subgame_perfect import Equilibrium
+    from shoal.mechanisms.goods.contribution_game import Game
+    from shoal.mechanisms.goods.subgame_perfect import Equilibrium
 
 app = typer.Typer(
     help="Sequential public goods games: do their constants make contributing pay?",
@@ -47,7 +47,7 @@ def check(
     json: bool = _JSON,
 ) -> None:
     """Say whether contributing is the only equilibrium, and why not."""
-    from shoal.mechanisms.alignment import check_game
+    from shoal.mechanisms.goods.alignment import check_game
 
     game = _game(agents, gamma, rho, penalty, bar, low, high, linear, quadratic)
     found = check_game(game, step=step)
@@ -83,7 +83,7 @@ def solve(
     json: bool = _JSON,
 ) -> None:
     """List all equilibria on a grid of contributions, ties included."""
-    from shoal.mechanisms.subgame_perfect import sequential, simultaneous
+    from shoal.mechanisms.goods.subgame_perfect import sequential, simultaneous
 
     game = _game(agents, gamma, rho, penalty, bar, low, high, linear, quadratic)
     if at_once and after:
@@ -115,7 +115,7 @@ def _game(
     linear: float,
     quadratic: float,
 ) -> Game:
-    from shoal.mechanisms.contribution_game import Cost, Game
+    from shoal.mechanisms.goods.contribution_game import Cost, Game
 
     return Game(agents, gamma, rho, penalty, bar, Cost(linear, quadratic), low, high)
 

@@ -1,0 +1,1 @@
+"""Public goods: contributions in sequence, their equilibria, and when contributing pays."""

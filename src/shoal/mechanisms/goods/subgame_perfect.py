@@ -1,0 +1,130 @@
+"""All pure equilibria of a contribution game on a grid, exact: in sequence, and at once.
+
+Backward induction over sets (arXiv 2508.02076, Theorem 1): walking from the last agent to the
+first, an outcome stays if its agent gets no less by it than the best of what every other
+contribution leads to at worst. What stays at the end are the outcomes of all pure subgame-perfect
+equilibria (SPNE), those that rest on how a later agent breaks a tie included.
+
+Legend: n agents, m of them still to move, g grid points; arrays [g] * m hold all profiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.core.errors import ConfigError
+from shoal.mechanisms.goods.contribution_game import ROUNDING, Floats, Game
+
+STEP = 0.05
+MOST_PROFILES = 20_000_000  # 160 MB for the rewards of one agent
+
+
+@dataclass(frozen=True, slots=True)
+class Equilibrium:
+    """The outcome of an equilibrium: contributions and rewards of all n agents, in order."""
+
+    contributions: tuple[float, ...]
+    rewards: tuple[float, ...]
+    reaches_bar: bool
+    free_riders: tuple[int, ...]
+
+    @property
+    def total(self) -> float:
+        """What all contribute together."""
+        return float(np.sum(self.contributions))
+
+    @property
+    def welfare(self) -> float:
+        """The sum of all rewards."""
+        return float(np.sum(self.rewards))
+
+
+def grid_of(game: Game, step: float = STEP) -> Floats:
+    """Contributions [g] from low to high in steps; raises :class:`ConfigError` if none fit.
+
+    Steps that do not divide the interval are made a little smaller.
+    """
+    if not 0 < step <= game.high - game.low + ROUNDING:
+        raise ConfigError(
+            f"The step is {step}, but must be above 0 and at most {game.high - game.low:g}."
+        )
+    points = int(np.ceil((game.high - game.low) / step - ROUNDING)) + 1
+    return np.linspace(game.low, game.high, points).round(12)
+
+
+def sequential(
+    game: Game, *, step: float = STEP, after: Sequence[float] = ()
+) -> tuple[Equilibrium, ...]:
+    """The outcomes of all pure SPNE, each agent seeing what those before it contributed.
+
+    ``after`` are contributions already made, on or off the path and the grid: then these are the
+    equilibria of the subgame that they leave. Raises :class:`ConfigError` for a step that does
+    not fit, a grid of too many profiles, or ``after`` that leaves nobody to move.
+    """
+    c, first = _profiles(game, step, after)
+    n = game.agents
+    kept: NDArray[np.bool_] = np.ones(np.broadcast_shapes(*(one.shape for one in c)), dtype=bool)
+    for i in reversed(range(first, n)):
+        axis = i - first
+        reward = game.reward_of(i, c)
+        later = tuple(range(axis + 1, n - first))
+        worst = np.where(kept, reward, np.inf).min(axis=later, keepdims=True)
+        kept &= reward >= worst.max(axis=axis, keepdims=True) - ROUNDING
+    return _outcomes(game, c, kept)
+
+
+def simultaneous(game: Game, *, step: float = STEP) -> tuple[Equilibrium, ...]:
+    """All pure Nash equilibria where nobody sees another's contribution; rewards are the same.
+
+    Raises as :func:`sequential` does.
+    """
+    c, _ = _profiles(game, step, ())
+    kept: NDArray[np.bool_] = np.ones(np.broadcast_shapes(*(one.shape for one in c)), dtype=bool)
+    for i in range(game.agents):
+        reward = game.reward_of(i, c)
+        kept &= reward >= reward.max(axis=i, keepdims=True) - ROUNDING
+    return _outcomes(game, c, kept)
+
+
+def reply(game: Game, earlier: Sequence[float], *, step: float = STEP) -> float:
+    """What the next agent contributes in equilibrium after ``earlier``; the least of tied ones."""
+    return min(
+        one.contributions[len(earlier)] for one in sequential(game, step=step, after=earlier)
+    )
+
+
+def _profiles(game: Game, step: float, after: Sequence[float]) -> tuple[list[Floats], int]:
+    """Contributions of all n that broadcast to all profiles [g] * m, and who moves first."""
+    if len(after) >= game.agents:
+        raise ConfigError(f"After {len(after)} contributions nobody of {game.agents} is to move.")
+    if after:
+        game.rewards(after)  # raises for what is no contribution
+    grid = grid_of(game, step)
+    moving = game.agents - len(after)
+    if len(grid) ** moving > MOST_PROFILES:
+        raise ConfigError(
+            f"{moving} agents with {len(grid)} contributions each make too many profiles "
+            f"({len(grid) ** moving:.1e}): take a larger step than {step:g}."
+        )
+    made = [np.full((1,) * moving, c) for c in after]
+    chosen = list(np.meshgrid(*[grid] * moving, indexing="ij", sparse=True))
+    return made + chosen, len(after)
+
+
+def _outcomes(game: Game, c: Sequence[Floats], kept: NDArray[np.bool_]) -> tuple[Equilibrium, ...]:
+    profiles = np.stack([np.broadcast_to(one, kept.shape)[kept] for one in c], axis=-1)
+    return tuple(outcome(game, profile.tolist()) for profile in profiles)
+
+
+def outcome(game: Game, contributions: Sequence[float]) -> Equilibrium:
+    """What contributions of all n agents give; whether they are an equilibrium is not checked."""
+    return Equilibrium(
+        contributions=tuple(contributions),
+        rewards=tuple(game.rewards(contributions).tolist()),
+        reaches_bar=bool(game.reaches_bar(sum(contributions))),
+        free_riders=tuple(i for i, c in enumerate(contributions) if game.rides_free(c)),
+    )
