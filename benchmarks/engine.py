@@ -15,7 +15,7 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -82,8 +82,29 @@ def transformers_model(model: Model) -> torch.nn.Module:
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
     )
-    # Random weights of the same shape and dtype cost exactly the same time.
-    return AutoModelForCausalLM.from_config(hf, dtype=model.dtype).eval()
+    peer = AutoModelForCausalLM.from_config(hf, dtype=model.dtype).eval()
+    peer.load_state_dict(dict(unfused(model)), strict=False)  # the tied head is the embedding
+    return peer
+
+
+def unfused(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
+    """Our weights under the names and in the pieces that transformers wants."""
+    config, weights = model.config, model.decoder.weights
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    yield "model.embed_tokens.weight", weights["embed"]
+    yield "model.norm.weight", weights["final_norm"]
+    for index in range(config.layers):
+        ours, name = f"layers.{index}", f"model.layers.{index}"
+        projections = weights[f"{ours}.qkv"].split([q, kv, kv])
+        for part, tensor in zip("qkv", projections, strict=True):
+            yield f"{name}.self_attn.{part}_proj.weight", tensor
+        yield f"{name}.self_attn.o_proj.weight", weights[f"{ours}.out"]
+        gate, up = weights[f"{ours}.gate_up"].chunk(2)
+        yield f"{name}.mlp.gate_proj.weight", gate
+        yield f"{name}.mlp.up_proj.weight", up
+        yield f"{name}.mlp.down_proj.weight", weights[f"{ours}.down"]
+        yield f"{name}.input_layernorm.weight", weights[f"{ours}.attn_norm"]
+        yield f"{name}.post_attention_layernorm.weight", weights[f"{ours}.mlp_norm"]
 
 
 def theirs(model: torch.nn.Module, rows: list[tuple[int, ...]], new: int) -> None:

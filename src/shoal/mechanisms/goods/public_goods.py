@@ -3,7 +3,8 @@
 "Everyone Contributes!" (arXiv 2508.02076): each sees what those before it said, the last word is
 the group's answer, and the reward of :mod:`shoal.mechanisms.goods.contribution_game` makes
 contributing the only equilibrium among agents that weigh it. Reports are texts, scored by an
-evaluator after the round, or the contributions themselves. Rewards are utilities, which nobody is paid.
+evaluator after the round, or the contributions themselves. Rewards are utilities, which nobody is
+paid.
 
 It departs from the paper in what happens to an empty text, which scores the least possible, and to
 an agent that says nothing, or only after one behind it: the next ones see a gap, and its share
