@@ -48,7 +48,8 @@ class Event:
 
 
 class EventLog:
-    """Append-only log of one run. Kinds in use: run, resume, step, budget, rewire, note, end.
+    """Append-only log of one run. Kinds in use: run, resume, step, settlement,
+    note, end.
 
     One object may be used from several threads. Several processes may read; one writes.
     ``path`` None keeps the log in memory.
