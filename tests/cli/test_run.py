@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from shoal.cli import main
 
@@ -198,6 +199,16 @@ def test_kill_9_at_any_moment_leaves_a_run_that_resumes(
         assert done <= 7
     finally:
         del os.environ["SHOAL_RUNS"]
+
+
+def test_a_run_that_goes_on_elsewhere_is_not_resumed(
+    shoal: Shoal, tiny_model: Path, paper: Path
+) -> None:
+    report = told(shoal, "run", "reading-room", "-i", paper, "-m", tiny_model)
+    with FileLock(Path(report["folder"]) / "lock"):
+        code, _, err = shoal("runs", "resume", "last")
+    assert code == 2
+    assert "is going on in another process" in err
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(

@@ -7,9 +7,12 @@ The folder holds all that a run depends on (``config.toml``, ``team.toml``, ``ma
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from shoal.agents.config import dump_team, parse_team
 from shoal.agents.events import OnEvent, TeamResult
@@ -134,8 +137,11 @@ async def work(
     *,
     open_log: Callable[[Run], EventLog] = Run.log,
 ) -> TeamResult:
-    """Run the job, or go on with it, on its own log."""
-    with open_log(job.run) as log:
+    """Run the job, or go on with it, on its own log.
+
+    Raises :class:`InputError` while another process works on the same run.
+    """
+    with _alone(job.run), open_log(job.run) as log:
         return await run(
             job.team,
             job.task,
@@ -152,6 +158,20 @@ async def work_again(job: Job, engine: Engine, on_event: OnEvent | None = None) 
     """The same job from the beginning on another engine, to compare; its log is kept beside."""
     path = job.run.folder / "unshared.sqlite"
     return await work(job, engine, on_event, open_log=lambda _: EventLog(path))
+
+
+@contextmanager
+def _alone(run_: Run) -> Iterator[None]:
+    """Hold the run's lock, which the system takes back from a process that dies."""
+    lock = FileLock(run_.folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"Run {run_.id} is going on in another process: wait for it.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _headed(document: Document) -> str:
