@@ -278,3 +278,30 @@ async def test_tools_are_refused_where_the_template_would_ignore_them(engine: Lo
     (answer,) = await engine.generate([request])
     assert answer.finish == "error"
     assert "ignores tools" in (answer.error or "")
+
+
+async def test_no_tokens_asked_for_computes_the_prompt_for_those_who_come(
+    engine: LocalEngine,
+) -> None:
+    (warm,) = await engine.generate([ask("a long document " * 10, max_tokens=0)])
+    assert (warm.tokens, warm.finish) == ((), "length")
+    (next_,) = await engine.generate([ask("a long document " * 10, max_tokens=1)])
+    assert next_.usage.shared_tokens == next_.usage.prompt_tokens == 160
+
+
+async def test_an_unknown_adapter_fails_alone(engine: LocalEngine) -> None:
+    request = Request((Segment("hi"),), Sampling(max_tokens=2), adapter="poet")
+    bad, good = await engine.generate([request, ask("hi")])
+    assert "no adapter 'poet'" in (bad.error or "")
+    assert good.error is None
+
+
+async def test_a_stop_string_before_the_least_length_does_not_count(engine: LocalEngine) -> None:
+    (whole,) = await engine.generate([ask("tell me", max_tokens=60, temperature=1.0, seed=2)])
+    stop = whole.text[3:6]
+    request = ask("tell me", max_tokens=60, temperature=1.0, seed=2, stop=(stop,), min_tokens=20)
+    shown: list[str] = []
+    (cut,) = await engine.generate([request], on_delta=lambda delta: shown.append(delta.text))
+    assert "".join(shown) == cut.text
+    assert len(cut.tokens) >= 20
+    assert whole.text.startswith(cut.text)

@@ -152,7 +152,7 @@ class TreeMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for _, node in self.held:
             self.tree.unpin(node)
-        self.tree.clear()
+        self.tree._evict(self.slots.capacity)
         assert self.slots.free == self.slots.capacity
 
 

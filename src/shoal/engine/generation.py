@@ -52,6 +52,7 @@ class Generation:
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
     _sent: int = 0
+    _too_early: int = 0
     _history: set[int] = field(default_factory=set)
 
     @property
@@ -116,12 +117,12 @@ class Generation:
     def _cut_at_stop(self) -> bool:
         sampling = self.request.sampling
         if len(self.tokens) - self.prompt_tokens < sampling.min_tokens:
+            self._too_early = len(self.text)
             return False
         longest = max(map(len, sampling.stop), default=0)
+        begin = max(self._too_early, self._sent - longest)
         found = [
-            place
-            for stop in sampling.stop
-            if stop and (place := self.text.find(stop, max(0, self._sent - longest))) >= 0
+            place for stop in sampling.stop if stop and (place := self.text.find(stop, begin)) >= 0
         ]
         if found:
             self.text = self.text[: min(found)]

@@ -197,6 +197,8 @@ class LocalEngine:
             raise EngineError("The prompt is empty: give at least one token.")
         if any(not 0 <= token < self.model.config.vocab for token in tokens):
             raise EngineError(f"A token id lies outside the vocabulary of {self.model.name}.")
+        if request.adapter is not None:
+            raise EngineError(f"There is no adapter {request.adapter!r}: none are loaded here.")
         room = self._room(len(tokens))
 
         def on_text(piece: str, new: tuple[int, ...]) -> None:

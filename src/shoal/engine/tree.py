@@ -288,10 +288,6 @@ class PrefixTree:
             yield node
             stack.extend(node.children.values())
 
-    def clear(self) -> None:
-        """Forget everything nobody has pinned."""
-        self._evict(self._slots.capacity)
-
 
 def _common(known: list[int], tokens: Sequence[int], offset: int) -> int:
     """Length of the common beginning of ``known`` and ``tokens[offset:]``."""
