@@ -1,0 +1,1 @@
+"""Whole jobs of prompts at once: what they share is found first, computed once, freed in time."""
