@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,11 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to be answered. Caches are never shared between different ``salt`` values."""
+    """One prompt to be answered. Caches are never shared between different ``salt`` values.
+
+    ``tool_choice`` ("auto", "none", "required" or a tool's name) is for endpoints that call tools
+    by themselves; elsewhere a grammar says which calls may be written.
+    """
 
     prompt: Prompt
     sampling: Sampling = Sampling()
@@ -83,6 +87,7 @@ class Request:
     salt: str = ""
     adapter: str | None = None
     id: str = field(default_factory=new_id)
+    tool_choice: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +109,17 @@ class Delta:
     tokens: tuple[int, ...] = ()
 
 
+ErrorKind = Literal["context", "engine", "remote"]
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """An answer.
 
     ``how`` is "exact", or names the approximation and its measured error. A request that failed
     alone has ``finish="error"`` and one sentence in ``error``; its group is not affected.
+    ``error_kind`` says whose fault that was: "context" (the prompt does not fit), "engine" (it
+    stopped or was closed), "remote" (the endpoint), or None (the request asks for what cannot be).
     """
 
     text: str
@@ -120,6 +130,7 @@ class Completion:
     tool_calls: tuple[ToolCall, ...] = ()
     how: str = "exact"
     error: str | None = None
+    error_kind: ErrorKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +146,8 @@ class Score:
 class EngineInfo:
     """What an engine is: model name, context length in tokens (None: unknown), number format.
 
-    ``exact_counts`` is false where token counts are estimates (a remote model's tokenizer).
+    ``exact_counts`` is false where token counts are estimates (a remote model's tokenizer);
+    ``knows_tools`` where the model's chat template leaves tools out and an engine refuses them.
     """
 
     model: str
@@ -145,6 +157,22 @@ class EngineInfo:
     sharing: bool = True
     exact_counts: bool = True
     details: dict[str, Any] = field(default_factory=dict)
+    knows_tools: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy an engine is: requests, and bytes of its cache.
+
+    ``pinned_bytes`` are held by requests under way: none are when nothing runs. What else is
+    used may be dropped when memory is needed.
+    """
+
+    running: int
+    waiting: int
+    used_bytes: int
+    pinned_bytes: int
+    capacity_bytes: int
 
 
 OnDelta = Callable[[Delta], None]
@@ -180,4 +208,25 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Free threads, connections and memory; later calls raise :class:`EngineError`."""
+        ...
+
+
+@runtime_checkable
+class Loaded(Protocol):
+    """An engine that tells how busy it is."""
+
+    @property
+    def load(self) -> EngineLoad: ...
+
+
+@runtime_checkable
+class TokenCodec(Protocol):
+    """An engine that tells the tokens of its model; safe to call from any thread."""
+
+    def encode(self, prompt: Prompt, salt: str = "") -> list[int]:
+        """The tokens of a prompt, chat template included."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones included; raises :class:`EngineError` for no token."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from shoal.core.protocols import (
     Completion,
     Delta,
     EngineInfo,
+    EngineLoad,
+    ErrorKind,
     Grammar,
     OnDelta,
     Prompt,
@@ -99,6 +102,18 @@ class LocalEngine:
             context_tokens=self.model.config.context,
             dtype=str(self.model.dtype).removeprefix("torch."),
             sharing=self._scheduler.sharing,
+            knows_tools=self.model.chat.knows_tools,
+        )
+
+    @property
+    def load(self) -> EngineLoad:
+        """Requests under way and what the cache holds; from any thread, and cheap."""
+        return EngineLoad(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            used_bytes=self._pool.used_bytes,
+            pinned_bytes=self._scheduler.tree.pinned * self._pool.token_bytes,
+            capacity_bytes=self._pool.slots.capacity * self._pool.token_bytes,
         )
 
     @property
@@ -124,7 +139,8 @@ class LocalEngine:
             try:
                 jobs.append(self._generation(index, request, answer, on_delta, loop))
             except ShoalError as error:
-                answer.set_result(Completion("", finish="error", error=str(error)))
+                kind: ErrorKind | None = "context" if isinstance(error, ContextOverflow) else None
+                answer.set_result(Completion("", finish="error", error=str(error), error_kind=kind))
         await self._run(jobs, answers)
         return [answer.result() for answer in answers]
 
@@ -156,6 +172,15 @@ class LocalEngine:
     def count_tokens(self, prompt: Prompt) -> int:
         """Exact count, chat template included."""
         return len(self._encode(prompt))
+
+    def encode(self, prompt: Prompt, salt: str = "") -> list[int]:
+        """See :meth:`shoal.core.protocols.TokenCodec.encode`."""
+        return self._encode(prompt, salt=salt)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See :meth:`shoal.core.protocols.TokenCodec.decode`."""
+        self._check_tokens(tokens)
+        return self.model.tokenizer.decode(tokens)
 
     async def close(self) -> None:
         """Give up requests under way and refuse new ones."""
@@ -195,8 +220,7 @@ class LocalEngine:
         tokens = self._encode(request.prompt, tools=request.tools, salt=request.salt)
         if not tokens:
             raise EngineError("The prompt is empty: give at least one token.")
-        if any(not 0 <= token < self.model.config.vocab for token in tokens):
-            raise EngineError(f"A token id lies outside the vocabulary of {self.model.name}.")
+        self._check_tokens(tokens)
         if request.adapter is not None:
             raise EngineError(f"There is no adapter {request.adapter!r}: none are loaded here.")
         room = self._room(len(tokens))
@@ -216,6 +240,10 @@ class LocalEngine:
             on_text=on_text,
             on_done=lambda completion: _call(loop, lambda: _resolve(answer, completion)),
         )
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        if any(not 0 <= token < self.model.config.vocab for token in tokens):
+            raise EngineError(f"A token id lies outside the vocabulary of {self.model.name}.")
 
     def _room(self, prompt: int) -> int:
         """Tokens that can follow a prompt of this length; raises where none can."""
@@ -311,7 +339,8 @@ class LocalEngine:
         self._failure = why
         for job in [*self._scheduler.running, *self._scheduler.waiting]:
             if isinstance(job, Generation):
-                job.on_done(job.completion(token_bytes=self._pool.token_bytes, error=why))
+                done = job.completion(token_bytes=self._pool.token_bytes, error=why)
+                job.on_done(replace(done, error_kind="engine"))
             else:
                 job.on_done(why)
             self._scheduler.finish(job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,7 +16,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from shoal.core.errors import ConfigError, EngineError, RemoteError, nearest
-from shoal.core.protocols import Completion, Delta, EngineInfo, OnDelta, Prompt, Request, Score
+from shoal.core.protocols import (
+    Completion,
+    Delta,
+    EngineInfo,
+    ErrorKind,
+    OnDelta,
+    Prompt,
+    Request,
+    Score,
+)
 from shoal.core.records import Message, Usage
 from shoal.engine.endpoint import Endpoint, Refused, Retryable, events, garbage, get, parse
 from shoal.engine.remote_format import (
@@ -36,6 +46,7 @@ from shoal.engine.remote_format import (
 LEADER_CHARACTERS = 2000
 """A common prefix this long makes the first request of a group go ahead of the others."""
 
+_OVERFLOW = re.compile(r"(?i)context_length_exceeded|context length|exceeds?[a-z ]* context")
 _BYTES_PER_TOKEN = 3.5
 _TOKENS_PER_MESSAGE = 4
 
@@ -139,7 +150,7 @@ class RemoteEngine:
             except RemoteError as error:
                 return error
             except EngineError as error:
-                return Completion("", finish="error", error=str(error))
+                return Completion("", finish="error", error=str(error), error_kind=_kind(error))
             finally:
                 started.set()
 
@@ -371,11 +382,19 @@ def _settled(results: Sequence[Completion | RemoteError]) -> list[Completion]:
     if failures and len(failures) == len(results):
         raise failures[0]
     return [
-        Completion("", finish="error", error=str(result))
+        Completion("", finish="error", error=str(result), error_kind="remote")
         if isinstance(result, RemoteError)
         else result
         for result in results
     ]
+
+
+def _kind(error: EngineError) -> ErrorKind | None:
+    """Whose fault a refusal was: a key or model that the endpoint does not take is not the
+    request's, and endpoints tell overlong prompts by a code or in words."""
+    if isinstance(error, Refused) and error.status in (401, 403, 404):
+        return "remote"
+    return "context" if _OVERFLOW.search(str(error)) else None
 
 
 def _estimate(text: str) -> int:

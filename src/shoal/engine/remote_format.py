@@ -72,6 +72,8 @@ def body_of(
         body["cache_salt"] = request.salt
     if request.tools:
         body["tools"] = [_tool(tool) for tool in request.tools]
+        if request.tool_choice != "auto":
+            body["tool_choice"] = _choice(request.tool_choice)
     return body | (_constraint(request.grammar, dialect) if request.grammar else {})
 
 
@@ -145,6 +147,12 @@ def _tool(tool: ToolSpec) -> dict[str, Any]:
     parameters = dict(tool.parameters)
     function = {"name": tool.name, "description": tool.description, "parameters": parameters}
     return {"type": "function", "function": function}
+
+
+def _choice(choice: str) -> str | dict[str, Any]:
+    if choice in ("none", "required"):
+        return choice
+    return {"type": "function", "function": {"name": choice}}
 
 
 def conforms(text: str, grammar: Grammar) -> bool:

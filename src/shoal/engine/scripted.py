@@ -96,7 +96,7 @@ class ScriptedEngine:
         room = len(words) + request.sampling.max_tokens
         if self.context_tokens is not None and room > self.context_tokens:
             sentence = f"The prompt of {len(words)} tokens and its answer exceed the context."
-            return Completion("", finish="error", error=sentence)
+            return Completion("", finish="error", error=sentence, error_kind="context")
         text, finish = self._held(self._answer(request), request)
         answer = text.split()
         shared = self._share(words, request.salt)

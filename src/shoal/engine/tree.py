@@ -276,6 +276,11 @@ class PrefixTree:
         return self._slots.free
 
     @property
+    def pinned(self) -> int:
+        """Slots of nodes that requests under way hold."""
+        return self._pinned
+
+    @property
     def evictable(self) -> int:
         """Slots that eviction could free, all told."""
         return self._slots.capacity - self._slots.free - self._pinned

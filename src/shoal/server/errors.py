@@ -10,9 +10,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from shoal.core.errors import ContextOverflow, RemoteError, ShoalError
+from shoal.core.errors import ContextOverflow, EngineError, RemoteError, ShoalError
+from shoal.core.protocols import Completion
 
-_KINDS = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large"}
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
 
 _BRANCHES = frozenset(
     {"str", "bool", "list[int]", "dict[str,any]", "function-after[_whole(), str]"}
@@ -20,15 +28,34 @@ _BRANCHES = frozenset(
 
 
 class ApiError(Exception):
-    """An answer other than 200; ``param`` names the field of the body at fault."""
+    """An answer other than 200.
+
+    param        the field of the body at fault
+    retry_after  seconds after which it may go better
+    """
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What clients look for outside the body."""
+        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
+        return headers
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
@@ -51,14 +78,32 @@ def _printable(text: str) -> str:
 
 def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The response that tells of an error."""
-    return JSONResponse(error_body(error), error.status, headers)
+    return JSONResponse(error_body(error), error.status, {**error.headers, **(headers or {})})
 
 
 def from_engine(error: ShoalError) -> ApiError:
     """What an error of the engine means to a client of the server."""
     if isinstance(error, ContextOverflow):
-        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
-    return ApiError(502 if isinstance(error, RemoteError) else 503, str(error))
+        return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, RemoteError):
+        return ApiError(502, str(error))
+    if isinstance(error, EngineError):
+        return ApiError(503, str(error))
+    return ApiError(400, str(error))
+
+
+def from_completion(completion: Completion) -> ApiError:
+    """What a request that failed alone means: unless said otherwise its body is at fault."""
+    sentence = completion.error or "The request failed."
+    match completion.error_kind:
+        case "context":
+            return ApiError(400, sentence, code="context_length_exceeded")
+        case "remote":
+            return ApiError(502, sentence)
+        case "engine":
+            return ApiError(503, sentence)
+        case _:
+            return ApiError(400, sentence)
 
 
 def install(app: FastAPI) -> None:
@@ -66,8 +111,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def _api(_: Request, error: ApiError) -> JSONResponse:
-        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-        return error_response(error, headers)
+        return error_response(error)
 
     @app.exception_handler(ShoalError)
     async def _engine(_: Request, error: ShoalError) -> JSONResponse:
