@@ -48,7 +48,7 @@ def test_groups_that_decode_most_for_what_they_read_come_first() -> None:
 
 def test_nested_groups_name_their_outer_group() -> None:
     a, b = [1] * 10, [2] * 30
-    prompts = [a + [8], a + [9], *(a + b + [n] for n in range(3))]
+    prompts = [[*a, 8], [*a, 9], *(a + b + [n] for n in range(3))]
     found = plan(prompts, [1] * 5, capacity=1000, order="prefix")
     assert [(group.tokens, group.own, group.outer) for group in found.groups] == [
         (10, 10, None),
