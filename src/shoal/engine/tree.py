@@ -98,6 +98,11 @@ class PrefixTree:
         """How many leading tokens are in the tree (computed or promised)."""
         return self._descend(tokens, salt)[1]
 
+    def cost(self, tokens: Sequence[int], salt: str) -> int:
+        """Slots that holding these tokens would take out of ``free`` and ``evictable``."""
+        node, done, _ = self._descend(tokens, salt)
+        return len(tokens) - done + sum(each.capacity for each in node.path() if not each.pins)
+
     def _descend(self, tokens: Sequence[int], salt: str) -> tuple[Node, int, int]:
         """The deepest node reached, tokens matched in all, and within that node."""
         node, done = self._root(salt), 0
@@ -211,6 +216,14 @@ class PrefixTree:
             self._pinned -= node.capacity
             if not (node.attached and node.complete):
                 self._trim(node)
+
+    def forget(self, path: Sequence[Node]) -> None:
+        """Free what nobody needs at the end of a path, instead of keeping it to be found."""
+        for node in reversed(path):
+            if node.pins or node.children:
+                return
+            if node.capacity:
+                self._free(node)
 
     def _trim(self, node: Node) -> None:
         """Free what an unpinned node has not filled, or all of a node outside the tree."""
