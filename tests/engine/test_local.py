@@ -141,7 +141,7 @@ async def test_full_memory_means_waiting_or_recomputing_never_failing(model: Mod
 async def test_preempted_answers_are_what_they_would_have_been(model: Model) -> None:
     token_bytes = 2 * 2 * 2 * 8 * 4
     tight = LocalEngine(model, kv_bytes=300 * token_bytes)
-    tight._scheduler._has_room = lambda job: True  # type: ignore[method-assign]
+    tight._scheduler._has_room = lambda job, promised: True  # type: ignore[method-assign]
     group = [ask(f"{n} green bottles " * 3, max_tokens=80) for n in range(5)]
     answers = await tight.generate(group)
     assert tight._scheduler.preemptions > 0

@@ -76,6 +76,11 @@ class Generation:
         """Slots this request may still ask for."""
         return self.prompt_tokens + self.max_new - len(self.tokens)
 
+    @property
+    def spare(self) -> int:
+        """Slots this request holds and has not filled."""
+        return self.end.capacity - len(self.end.tokens) if self.decoding and self.end else 0
+
     def row(self) -> Row:
         """What the next token's choice depends on."""
         sampling = self.request.sampling
@@ -195,3 +200,6 @@ class HiddenStates:
 def _states(node: Node) -> torch.Tensor:
     assert node.all_hidden is not None, "a scored node keeps its hidden states"
     return node.all_hidden
+
+
+Job = Generation | HiddenStates

@@ -4,38 +4,67 @@ A step takes one token of every answer under way and fills the rest of its rows 
 tokens in the order of arrival (chunked prefill: Agrawal et al., arXiv 2308.16369). Work is
 planned on nodes of the prefix tree, so whatever several prompts share is computed for the
 first of them and awaited by the others. When memory is full, new requests wait; when a running
-answer cannot grow, the youngest one gives its slots back and is computed again later.
+answer cannot grow, the youngest one gives its slots back and is computed again later. Who is
+admitted next, how far its answer is expected to grow and how long its cache is kept is the
+policy's to say (:mod:`shoal.engine.policies`).
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from shoal.engine.attention import Work
 from shoal.engine.generation import Generation, HiddenStates
+from shoal.engine.generation import Job as Job
+from shoal.engine.policies import ArrivalOrder, Policy
 from shoal.engine.tree import Node, PrefixTree
-
-Job = Generation | HiddenStates
 
 ROWS = 512  # of one step; more makes prefill no faster and answers under way wait longer
 TAIL = 64  # slots of an answer's first tail; the next ones double up to four times that
 
 
+@dataclass(slots=True)
+class Meter:
+    """What the planned steps were made of.
+
+    prefill_tokens   rows of prompts, computed for the first time
+    repeated_tokens  rows computed again after a preemption, answers included
+    decode_tokens    rows of answers under way
+    steps            how many steps had this many rows
+    high_water       slots in use at most
+    """
+
+    prefill_tokens: int = 0
+    repeated_tokens: int = 0
+    decode_tokens: int = 0
+    steps: Counter[int] = field(default_factory=Counter)
+    high_water: int = 0
+
+
 class Scheduler:
     """Waiting and running jobs over one prefix tree."""
 
-    def __init__(self, tree: PrefixTree, *, sharing: bool = True, rows: int = ROWS) -> None:
+    def __init__(
+        self,
+        tree: PrefixTree,
+        *,
+        sharing: bool = True,
+        rows: int = ROWS,
+        policy: Policy | None = None,
+    ) -> None:
         self.tree = tree
         self.sharing = sharing
         self.rows = rows
-        self.waiting: deque[Job] = deque()
-        self.running: list[Job] = []
+        self.waiting: Policy = policy or ArrivalOrder()
+        self.running: dict[Job, None] = {}  # in order of admission
         self.preemptions = 0
+        self.meter = Meter()
 
     def submit(self, jobs: Iterable[Job]) -> None:
         """Queue a group; the scheduler sees all of it before any of it starts."""
-        self.waiting.extend(jobs)
+        self.waiting.add(jobs)
 
     @property
     def busy(self) -> bool:
@@ -47,30 +76,51 @@ class Scheduler:
         plan = _Plan(self.rows)
         for job in self.running:
             if isinstance(job, Generation) and job.decoding and job.end is not None:
-                plan.add(job.end)
+                self.meter.decode_tokens += plan.add(job.end)
         for job in self.running:
             for node in job.unfinished():
-                job.charge(plan.add(node))
+                count = plan.add(node)
+                job.charge(count)
+                if isinstance(job, Generation) and job.preempted:
+                    self.meter.repeated_tokens += count
+                else:
+                    self.meter.prefill_tokens += count
+        if plan.works:
+            self.meter.steps[plan.rows] += 1
+            used = self.tree.pinned + self.tree.evictable
+            self.meter.high_water = max(self.meter.high_water, used)
         return plan.works
 
     def _admit(self) -> None:
-        while self.waiting:
-            job = self.waiting[0]
-            if isinstance(job, Generation) and self.running and not self._has_room(job):
+        promised = sum(self._promise(job) for job in self.running)
+        while (job := self.waiting.head(self.tree)) is not None:
+            if self.running and not self._has_room(job, promised):
                 return
             if not self._place(job):
-                assert self.running, "a job that fits alone is placed when nothing runs"
-                return
-            self.waiting.popleft()
-            self.running.append(job)
+                if self.running:
+                    return
+                made_way = self.waiting.make_way(self.tree)
+                assert made_way, "a job that fits alone is placed when nothing runs"
+                continue
+            self.waiting.remove(job)
+            self.running[job] = None
+            self.waiting.placed(job, self.tree)
+            promised += self._promise(job)
 
-    def _has_room(self, job: Generation) -> bool:
-        """Whether this job and everything running could grow to their ends together."""
+    def _promise(self, job: Job) -> int:
+        """Slots a job is still expected to ask for."""
+        return max(0, self.waiting.growth(job) - job.spare) if isinstance(job, Generation) else 0
+
+    def _has_room(self, job: Job, promised: int) -> bool:
+        """Whether this job and everything running could grow as expected together."""
+        if not isinstance(job, Generation):
+            return True
         new = len(job.tokens)
         if self.sharing:
-            new -= self.tree.match(job.tokens, job.request.salt)
-        promised = sum(each.growth for each in self.running if isinstance(each, Generation))
-        return new + job.growth + promised <= self.tree.free + self.tree.evictable
+            salt, shared = self.waiting.shared(job)
+            new += self.tree.cost(job.tokens[:shared], salt) - shared
+        growth = self.waiting.growth(job)
+        return new + growth + promised <= self.tree.free + self.tree.evictable
 
     def _place(self, job: Job) -> bool:
         if isinstance(job, HiddenStates):
@@ -79,11 +129,15 @@ class Scheduler:
         if not self.sharing:
             job.end = self.tree.extend(None, job.tokens)
             return job.end is not None
-        end = self.tree.insert(job.tokens, job.request.salt)
+        salt, shared = self.waiting.shared(job)
+        if shared < len(job.tokens):
+            job.end = self._place_apart(job, salt, shared)
+            return job.end is not None
+        end = self.tree.insert(job.tokens, salt)
         if end is not None and end.complete and end.last_hidden is None:
             # Computed for a longer prompt, which did not keep this token's hidden state.
             self.tree.unpin(end)
-            end = self.tree.insert(job.tokens[:-1], job.request.salt)
+            end = self.tree.insert(job.tokens[:-1], salt)
             if end is not None:
                 tail = self.tree.tail(end if end.capacity else None, TAIL)
                 if tail is None:
@@ -93,6 +147,16 @@ class Scheduler:
                 end = tail
         job.end = end
         return end is not None
+
+    def _place_apart(self, job: Generation, salt: str, shared: int) -> Node | None:
+        """A prompt of which only a beginning may be found by others."""
+        base = self.tree.insert(job.tokens[:shared], salt) if shared else None
+        if shared and base is None:
+            return None
+        end = self.tree.extend(base, job.tokens[shared:])
+        if end is None and base is not None:
+            self.tree.unpin(base)
+        return end
 
     def _place_suffixes(self, job: HiddenStates) -> bool:
         base: Node | None = None
@@ -144,6 +208,8 @@ class Scheduler:
         if not job.decoding or len(end.tokens) == end.capacity:
             room = min(2 * end.capacity, 4 * TAIL) if job.decoding else TAIL
             while (tail := self.tree.tail(end, min(room, job.growth + 1))) is None:
+                if len(self.running) == 1 and self.waiting.make_way(self.tree):
+                    continue
                 if self._preempt() is job:
                     return
             job.end = end = tail
@@ -156,8 +222,8 @@ class Scheduler:
         self.preemptions += 1
         youngest.preempted = True
         self._release(youngest)
-        self.running.remove(youngest)
-        self.waiting.appendleft(youngest)
+        del self.running[youngest]
+        self.waiting.put_back(youngest)
         return youngest
 
     def _release(self, job: Job) -> None:
@@ -165,21 +231,25 @@ class Scheduler:
             for node in reversed(job.nodes):
                 self.tree.drop(node)
             job.nodes = []
-        if job.end is not None:
-            if isinstance(job, Generation) and self.sharing:
-                for node in job.end.path():
-                    if not node.attached:
-                        self.tree.adopt(node)
-            self.tree.unpin(job.end)
-            job.end = None
+        if job.end is None:
+            return
+        path = job.end.path()
+        if isinstance(job, Generation) and self.sharing and self.waiting.keeps:
+            for node in path:
+                if not node.attached:
+                    self.tree.adopt(node)
+        self.tree.unpin(job.end)
+        if not self.waiting.keeps:
+            self.tree.forget(path)
+        job.end = None
 
     def finish(self, job: Job) -> None:
-        """Let go of a job's nodes; what it computed stays findable until memory is needed."""
+        """Let go of a job's nodes; unless the policy knows better, they stay findable until
+        memory is needed."""
         self._release(job)
-        if job in self.running:
-            self.running.remove(job)
-        elif job in self.waiting:
-            self.waiting.remove(job)
+        self.running.pop(job, None)
+        self.waiting.remove(job)
+        self.waiting.ended(job, self.tree)
 
 
 class _Plan:
@@ -187,7 +257,8 @@ class _Plan:
 
     def __init__(self, rows: int) -> None:
         self.works: list[Work] = []
-        self._rows = rows
+        self.rows = 0
+        self._left = rows
         self._filled: dict[Node, int] = {}
 
     def add(self, node: Node) -> int:
@@ -197,11 +268,12 @@ class _Plan:
         is ever planned below a gap.
         """
         done = self._filled.get(node, node.filled)
-        count = min(len(node.tokens) - done, self._rows)
+        count = min(len(node.tokens) - done, self._left)
         if count:
             self.works.append(Work(node, done, count))
             self._filled[node] = done + count
-            self._rows -= count
+            self._left -= count
+            self.rows += count
         return count
 
 

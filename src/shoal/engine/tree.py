@@ -100,8 +100,9 @@ class PrefixTree:
 
     def cost(self, tokens: Sequence[int], salt: str) -> int:
         """Slots that holding these tokens would take out of ``free`` and ``evictable``."""
-        node, done, _ = self._descend(tokens, salt)
-        return len(tokens) - done + sum(each.capacity for each in node.path() if not each.pins)
+        node, done, inside = self._descend(tokens, salt)
+        held = sum(each.capacity for each in node.path()[:-1] if not each.pins)
+        return len(tokens) - done + held + (0 if node.pins else inside)
 
     def _descend(self, tokens: Sequence[int], salt: str) -> tuple[Node, int, int]:
         """The deepest node reached, tokens matched in all, and within that node."""
