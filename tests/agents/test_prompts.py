@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from traces import content, members, numbered, protocol
 
 from shoal.agents import Agent, Channel, Material, Team, run
+from shoal.agents.payloads import PLAIN, Heard
 from shoal.agents.prompt import DEFAULT_PREAMBLE, split_common
 from shoal.core.records import Step
 from shoal.engine.scripted import ScriptedEngine
@@ -84,13 +85,17 @@ async def test_a_member_never_sees_what_no_channel_carries(
 def test_splitting_off_the_common_part_loses_nothing_and_keeps_order(
     wanted: list[set[int]],
 ) -> None:
-    steps = [Step(f"r/{i}/a", "a", i, (), str(i)) for i in range(9)]
-    inboxes = [tuple(step for step in steps if step.superstep in want) for want in wanted]
+    steps = [Heard(Step(f"r/{i}/a", "a", i, (), str(i)), PLAIN) for i in range(9)]
+    inboxes = [tuple(one for one in steps if one.step.superstep in want) for want in wanted]
     common, privates = split_common(inboxes)
-    assert [step.superstep for step in common] == sorted(set.intersection(*wanted))
+
+    def when(one: Heard) -> int:
+        return one.step.superstep
+
+    assert list(map(when, common)) == sorted(set.intersection(*wanted))
     for inbox, private in zip(inboxes, privates, strict=True):
-        assert sorted((*common, *private), key=lambda step: step.superstep) == list(inbox)
-        assert list(private) == sorted(private, key=lambda step: step.superstep)
+        assert sorted((*common, *private), key=when) == list(inbox)
+        assert list(private) == sorted(private, key=when)
 
 
 async def test_the_engine_finds_the_material_and_the_transcript_shared() -> None:

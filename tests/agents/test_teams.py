@@ -58,17 +58,20 @@ from shoal.engine.scripted import ScriptedEngine
         ),
         (
             lambda: Team(
-                "t", (Agent("a", copies=2),), Protocol(until="any(verdict(a, x), turns(2))")
+                "t", (Agent("a", copies=2),), Protocol("handoff(a)", until="any(idle, turns(2))")
             ),
-            "The stop rule of team 't' needs 'a' to be one member",
+            "The turn rule of team 't' needs 'a' to be one member",
         ),
-        (lambda: Protocol("al"), r"no turn rule 'al'\. Did you mean 'all'\? Known: all, chain"),
+        (
+            lambda: Protocol("al"),
+            r"no turn rule 'al'\. Did you mean 'all'\? Known: all, bid",
+        ),
         (lambda: Protocol(reduce="judge(a, b)"), "too many positional arguments"),
         (
             lambda: Protocol(reduce="vote(choices=2)"),
             "wrong choices: Input should be",
         ),
-        (lambda: Protocol(reduce="vote(most)"), "'plurality' or 'majority'.*form is vote"),
+        (lambda: Protocol(reduce="vote(most)"), "'plurality', 'majority', .*form is vote"),
         (lambda: Protocol(until="rounds"), r"form rounds\(n\): missing a required argument: 'n'"),
         (lambda: Protocol(until="rounds(0)"), "greater than or equal to 1"),
         (lambda: Protocol(until="rounds(two)"), "wrong n: Input should be a valid integer"),

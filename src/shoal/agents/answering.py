@@ -11,6 +11,7 @@ from typing import Any
 
 from shoal.agents.events import FailureAction, OnEvent, TurnDelta, TurnFailed, TurnStarted
 from shoal.agents.failures import FailurePolicy
+from shoal.agents.prompt import Piece
 from shoal.agents.team import Agent, Member, Script
 from shoal.agents.turns import Turn
 from shoal.core import rng
@@ -51,6 +52,7 @@ class Job:
     model: str | Script | None = None
     answer: Answer = field(default_factory=Answer)
     data: dict[str, Any] = field(default_factory=dict)
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def attempts(self) -> int:

@@ -13,7 +13,9 @@ from typing import Annotated, Protocol, TypeVar
 
 from pydantic import Field
 
+from shoal.agents.payloads import Heard, Payload, guards, payloads
 from shoal.agents.rules import Call, Member, Registry, Rule
+from shoal.core import rng
 from shoal.core.errors import ConfigError, nearest
 from shoal.core.records import Step
 
@@ -22,11 +24,19 @@ EVERYONE = "*"
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Carries what ``src`` said to ``dst``; both name one member, several, or ``*`` for all."""
+    """Carries what ``src`` said to ``dst``; both name one member, several, or ``*`` for all.
+
+    view   how much of it, counted among what the guard lets through
+    carry  in which form: its text, fields of data in it, its key-value cache, distributions
+           over the next token, weights
+    when   which of it: a guard that looks at each thing said
+    """
 
     src: str | tuple[str, ...]
     dst: str | tuple[str, ...]
     view: str | Call = "last"
+    carry: str | Call = "text"
+    when: str | Call = "always"
 
 
 T = TypeVar("T")
@@ -66,50 +76,74 @@ def none() -> Topology:
 
 
 @topologies.register("mesh")
-def mesh(view: Rule = "last") -> Topology:
+def mesh(view: Rule = "last", carry: Rule = "text") -> Topology:
     """Everyone hears everyone's last word, their own included."""
-    return lambda names: (Channel(EVERYONE, EVERYONE, view),)
+    return lambda names: (Channel(EVERYONE, EVERYONE, view, carry),)
+
+
+@topologies.register("sparse")
+def sparse(
+    k: Annotated[int, Field(ge=1)] = 2, seed: int = 0, view: Rule = "last", carry: Rule = "text"
+) -> Topology:
+    """Each hears itself and ``k`` others that are drawn once, by ``seed``."""
+
+    def make(names: tuple[str, ...]) -> tuple[Channel, ...]:
+        channels = []
+        for name in names:
+            others = sorted(
+                (other for other in names if other != name),
+                key=lambda other, name=name: rng.uniform(seed, "sparse", name, other),  # type: ignore[misc]
+            )
+            heard = (name, *others[:k])
+            channels.append(Channel(tuple(n for n in names if n in heard), name, view, carry))
+        return tuple(channels)
+
+    return make
 
 
 @topologies.register("bus")
-def bus(view: Rule = "all") -> Topology:
+def bus(view: Rule = "all", carry: Rule = "text") -> Topology:
     """Everyone reads one board that keeps all that was said."""
-    return lambda names: (Channel(EVERYONE, EVERYONE, view),)
+    return lambda names: (Channel(EVERYONE, EVERYONE, view, carry),)
 
 
 @topologies.register("star")
-def star(hub: Member, view: Rule = "last") -> Topology:
+def star(hub: Member, view: Rule = "last", carry: Rule = "text") -> Topology:
     """The hub hears everyone, everyone hears the hub."""
 
     def make(names: tuple[str, ...]) -> tuple[Channel, ...]:
         others = tuple(name for name in names if name != hub)
-        return Channel(others, hub, view), Channel(hub, others, view)
+        return Channel(others, hub, view, carry), Channel(hub, others, view, carry)
 
     return make
 
 
 @topologies.register("chain")
-def chain(view: Rule = "last") -> Topology:
+def chain(view: Rule = "last", carry: Rule = "text") -> Topology:
     """Each hears the one before."""
-    return lambda names: tuple(Channel(a, b, view) for a, b in itertools.pairwise(names))
+    return lambda names: tuple(Channel(a, b, view, carry) for a, b in itertools.pairwise(names))
 
 
 @topologies.register("ring")
-def ring(view: Rule = "last") -> Topology:
+def ring(view: Rule = "last", carry: Rule = "text") -> Topology:
     """Each hears the one before, the first hears the last."""
     return lambda names: tuple(
-        Channel(a, b, view) for a, b in itertools.pairwise((names[-1], *names))
+        Channel(a, b, view, carry) for a, b in itertools.pairwise((names[-1], *names))
     )
 
 
 @topologies.register("tree")
-def tree(branches: Annotated[int, Field(ge=1)] = 2, view: Rule = "last") -> Topology:
+def tree(
+    branches: Annotated[int, Field(ge=1)] = 2, view: Rule = "last", carry: Rule = "text"
+) -> Topology:
     """The first is the root; each hears its parent and its ``branches`` children."""
 
     def make(names: tuple[str, ...]) -> tuple[Channel, ...]:
         pairs = [(names[(i - 1) // branches], names[i]) for i in range(1, len(names))]
         return tuple(
-            channel for a, b in pairs for channel in (Channel(a, b, view), Channel(b, a, view))
+            channel
+            for a, b in pairs
+            for channel in (Channel(a, b, view, carry), Channel(b, a, view, carry))
         )
 
     return make
@@ -127,6 +161,8 @@ def lay(channels: Channels, names: tuple[str, ...]) -> tuple[Channel, ...]:
             if name != EVERYONE:
                 known_member(name, names, "A channel")
         views.make(channel.view)
+        payloads.make(channel.carry)
+        guards.make(channel.when)
     return channels
 
 
@@ -144,6 +180,16 @@ def _selected(select: str | tuple[str, ...]) -> tuple[str, ...]:
     return (select,) if isinstance(select, str) else select
 
 
+@dataclass(frozen=True, slots=True)
+class Inlet:
+    """One channel into some member: whom it hears, how much, in which form, and which of it."""
+
+    sources: tuple[str, ...]
+    view: View
+    payload: Payload
+    guard: Callable[[Step], bool] | None
+
+
 class Wiring:
     """Channels resolved to the members of a run (copies included)."""
 
@@ -152,7 +198,15 @@ class Wiring:
             chosen = tuple(copies) if EVERYONE in _selected(select) else _selected(select)
             return tuple(name for member in chosen for name in copies[member])
 
-        self._inlets = [(expand(channel.src), views.make(channel.view)) for channel in channels]
+        self._inlets = [
+            Inlet(
+                expand(channel.src),
+                views.make(channel.view),
+                payloads.make(channel.carry),
+                None if channel.when == "always" else guards.make(channel.when),
+            )
+            for channel in channels
+        ]
         hears: dict[str, list[int]] = {name: [] for names in copies.values() for name in names}
         for index, channel in enumerate(channels):
             for name in expand(channel.dst):
@@ -163,20 +217,34 @@ class Wiring:
     def inlets(self, name: str) -> tuple[tuple[str, View], ...]:
         """Whom a member hears, and how much of each."""
         found = (self._inlets[index] for index in self.hears[name])
-        return tuple((src, view) for sources, view in found for src in sources)
+        return tuple((src, inlet.view) for inlet in found for src in inlet.sources)
 
     def sources(self, name: str) -> frozenset[str]:
         """Whom a member hears."""
         return frozenset(src for src, _ in self.inlets(name))
 
+    def carries(self, kind: str) -> bool:
+        """Whether any channel carries this kind of payload."""
+        return any(inlet.payload.kind == kind for inlet in self._inlets)
+
     def inbox(
         self, channels: tuple[int, ...], said: Mapping[str, Sequence[Step]]
-    ) -> tuple[Step, ...]:
-        """What these channels carry, oldest first, then by name; nothing twice."""
-        carried: dict[str, Step] = {}
+    ) -> tuple[Heard, ...]:
+        """What these channels carry, oldest first, then by name; nothing twice.
+
+        What several channels carry comes in the form of the first that carries it.
+        """
+        carried: dict[str, Heard] = {}
         for index in channels:
-            sources, view = self._inlets[index]
-            for src in sources:
-                if said[src]:
-                    carried.update((step.key, step) for step in view(said[src]))
-        return tuple(sorted(carried.values(), key=lambda step: (step.superstep, step.member)))
+            inlet = self._inlets[index]
+            if inlet.payload.show is None:
+                continue
+            for src in inlet.sources:
+                steps: Sequence[Step] = said[src]
+                if inlet.guard is not None:
+                    steps = [step for step in steps if inlet.guard(step)]
+                for step in inlet.view(steps) if steps else ():
+                    if step.key not in carried:
+                        carried[step.key] = Heard(step, inlet.payload)
+        heard = carried.values()
+        return tuple(sorted(heard, key=lambda one: (one.step.superstep, one.step.member)))

@@ -9,6 +9,8 @@ channels = "mesh"                     # or [[channel]] tables with from, to, vie
 turn = "all(but=editor)"
 reduce = "judge(editor)"
 until = "rounds(2)"                   # or a list: the first rule that holds stops the run
+payoff = "shared"                     # what members play for; "none" where left out
+rewire = "prune(2)"                   # how the team changes after a round
 
 [[member]]
 name = "reader"
@@ -32,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shoal.agents.channels import Channel
 from shoal.agents.config_errors import explained
-from shoal.agents.rules import Call, parse
+from shoal.agents.rules import Call, from_table, parse
 from shoal.agents.team import MOST_COPIES, Agent, Member, Protocol, Reads, Team
 from shoal.core.budget import Limits
 from shoal.core.errors import ConfigError
@@ -52,6 +54,7 @@ _SAMPLING = (
 )
 
 _Count = Annotated[int, Field(ge=0)]
+_Rule = str | dict[str, Any]
 
 
 class _Table(BaseModel):
@@ -67,14 +70,18 @@ class _Limits(_Table):
 class _Channel(_Table):
     src: str | list[str] = Field(alias="from")
     dst: str | list[str] = Field(alias="to")
-    view: str = "last"
+    view: _Rule = "last"
+    carry: _Rule = "text"
+    when: _Rule = "always"
 
 
 class _Protocol(_Table):
-    turn: str = "all"
-    reduce: str = "last"
-    until: str | list[str] = "rounds(1)"
-    on_failure: str = "retry"
+    turn: _Rule = "all"
+    reduce: _Rule = "last"
+    until: _Rule | list[str] = "rounds(1)"
+    on_failure: _Rule = "retry"
+    payoff: _Rule = "none"
+    rewire: _Rule = "none"
 
 
 class _Member(_Table):
@@ -94,6 +101,7 @@ class _Member(_Table):
     repetition_penalty: float | None = None
     stop: list[str] | None = None
     min_tokens: _Count | None = None
+    dense: bool = False
 
 
 class _Team(_Table):
@@ -103,7 +111,7 @@ class _Team(_Table):
     preamble: str = ""
     task: str = ""
     objective: str = ""
-    channels: str | None = None
+    channels: _Rule | None = None
     channel: list[_Channel] = []
     protocol: _Protocol = _Protocol()
     member: list[_Member] = []
@@ -163,14 +171,18 @@ def _team(config: _Team, load: LoadTeam | None) -> Team:
         name=config.name,
         members=tuple(_member(member, load) for member in config.member),
         protocol=Protocol(
-            config.protocol.turn,
-            config.protocol.reduce,
-            until if isinstance(until, str) else Call("any", tuple(map(parse, until))),
-            config.protocol.on_failure,
+            _called(config.protocol.turn),
+            _called(config.protocol.reduce),
+            Call("any", tuple(map(parse, until))) if isinstance(until, list) else _called(until),
+            _called(config.protocol.on_failure),
+            _called(config.protocol.payoff),
+            _called(config.protocol.rewire),
         ),
-        channels=tuple(Channel(_names(c.src), _names(c.dst), c.view) for c in config.channel)
-        or config.channels
-        or "mesh",
+        channels=tuple(
+            Channel(_names(c.src), _names(c.dst), *map(_called, (c.view, c.carry, c.when)))
+            for c in config.channel
+        )
+        or (_called(config.channels) if config.channels is not None else "mesh"),
         preamble=config.preamble.strip(),
         task=config.task.strip(),
         about=config.about.strip(),
@@ -198,6 +210,7 @@ def _member(config: _Member, load: LoadTeam | None) -> Member:
         copies=config.copies,
         sampling=sampling,
         limits=_limits(config.limits),
+        dense=config.dense,
     )
 
 
@@ -220,6 +233,10 @@ def _nested(config: _Member, load: LoadTeam | None) -> Team:
         objective=config.objective.strip() or team.objective,
         limits=_limits(config.limits) if "limits" in config.model_fields_set else team.limits,
     )
+
+
+def _called(rule: str | dict[str, Any]) -> str | Call:
+    return rule if isinstance(rule, str) else from_table(rule)
 
 
 def _limits(config: _Limits) -> Limits:
@@ -246,11 +263,17 @@ def _dumped(team: Team) -> dict[str, Any]:
     elif team.channels:
         table["channel"] = [
             {"from": _listed(c.src), "to": _listed(c.dst), "view": _rule(c.view)}
+            | {
+                name: _rule(getattr(c, name))
+                for name, usual in (("carry", "text"), ("when", "always"))
+                if getattr(c, name) != usual
+            }
             for c in team.channels
         ]
     else:
         table["channels"] = "none"
-    names = ("turn", "reduce", "until", "on_failure")
+    names = ["turn", "reduce", "until", "on_failure"]
+    names += [name for name in ("payoff", "rewire") if getattr(team.protocol, name) != "none"]
     table["protocol"] = {name: _rule(getattr(team.protocol, name)) for name in names}
     table["member"] = [_dumped_member(member) for member in team.members]
     return table | _dumped_limits(team.limits)
@@ -262,7 +285,8 @@ def _dumped_member(member: Member) -> dict[str, Any]:
     if not isinstance(member.model, str):
         raise ConfigError(f"Member {member.name!r} is a function, which no file can hold.")
     table = {"name": member.name, **_given(member, ("role", "objective"))}
-    for name, usual in (("model", "default"), ("reads", "all"), ("copies", 1)):
+    usuals = (("model", "default"), ("reads", "all"), ("copies", 1), ("dense", False))
+    for name, usual in usuals:
         if getattr(member, name) != usual:
             table[name] = getattr(member, name)
     usual_sampling = Sampling()

@@ -12,16 +12,31 @@ So the members' prompts form a tree, and an engine that keeps prefixes computes 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from shoal.agents.material import Material
+from shoal.agents.payloads import Heard
 from shoal.agents.state import State
 from shoal.agents.team import Agent, Team
 from shoal.agents.turns import Turn
-from shoal.core.records import Message, Step
+from shoal.core.records import Message
 
 DEFAULT_PREAMBLE = "You work in a team. Do what you are told, briefly and in plain words."
 
 HAND_BACK = "The budget is used up. Give your best final answer now, in one or two sentences."
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A named piece of a prompt; ``reusable`` where a channel carries its cache (``carry="kv"``).
+
+    This is where reuse outside of exact prefixes is to be switched on: an engine that can rotate
+    and blend caches gets these pieces as segments instead of the joined text.
+    """
+
+    name: str
+    text: str
+    reusable: bool = False
 
 
 class PromptWriter:
@@ -52,28 +67,49 @@ class PromptWriter:
             self._systems[reads] = Message("system", body)
         return self._systems[reads]
 
-    def common(self, heard: Sequence[Step]) -> str:
+    def common(self, heard: Sequence[Heard]) -> str:
         """The beginning of the user message: the task and what every active member hears."""
-        return "\n\n".join([self._task, *map(said, heard)] if self._task else map(said, heard))
+        texts = [one.text for one in heard]
+        return "\n\n".join([self._task, *texts] if self._task else texts)
 
-    def messages(self, turn: Turn, common: str, private: Sequence[Step]) -> tuple[Message, ...]:
+    def messages(self, turn: Turn, common: str, private: Sequence[Heard]) -> tuple[Message, ...]:
         """One member's prompt for one turn."""
+        tail = self._asked(turn)
+        texts = [one.text for one in private]
+        parts = [common, *texts, tail] if common else [*texts, tail]
+        return self.system(turn.member), Message("user", "\n\n".join(parts))
+
+    def pieces(self, turn: Turn, heard: Sequence[Heard]) -> tuple[Piece, ...]:
+        """The user message of a turn piece by piece, for what it hears in the order written."""
+        member = self._state.member[turn.member]
+        dense = isinstance(member, Agent) and member.dense
+        task = (Piece("task", self._task),) if self._task else ()
+        words = (
+            Piece(one.step.key, one.text, one.payload.kind == "kv" and not dense) for one in heard
+        )
+        return *task, *words, Piece("tail", self._asked(turn))
+
+    def _asked(self, turn: Turn) -> str:
         tail = self._tail(turn.member)
         if turn.choices:
             words = ", ".join(turn.choices)
             tail = f"{tail}\n{turn.question} Answer with one of these words only: {words}."
-        parts = [common, *map(said, private), tail] if common else [*map(said, private), tail]
-        return self.system(turn.member), Message("user", "\n\n".join(parts))
+        return tail
 
     def _tail(self, name: str) -> str:
-        if name not in self._tails:
+        role = self._state.roles.get(name)
+        key = name if role is None else f"{name}/{role}"
+        if key not in self._tails:
             member = self._state.member[name]
-            role = "" if isinstance(member, Team) else member.role
+            if role is None:
+                role = "" if isinstance(member, Team) else member.role
             lines = [f"You are {name}. {role}".strip()]
             if member.objective:
                 lines.append(f"Your goal: {member.objective}")
-            self._tails[name] = "\n".join(lines)
-        return self._tails[name]
+            if self._state.stake:
+                lines.append(self._state.stake)
+            self._tails[key] = "\n".join(lines)
+        return self._tails[key]
 
 
 def handing_back(prompt: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -82,20 +118,20 @@ def handing_back(prompt: tuple[Message, ...]) -> tuple[Message, ...]:
     return *before, Message("user", f"{user.content}\n{HAND_BACK}")
 
 
-def said(step: Step) -> str:
-    """How a member's words look to those who hear them."""
-    return f"{step.member.rpartition('/')[2]} said: {step.output.strip()}"
-
-
 def split_common(
-    inboxes: Sequence[tuple[Step, ...]],
-) -> tuple[tuple[Step, ...], list[tuple[Step, ...]]]:
+    inboxes: Sequence[tuple[Heard, ...]],
+) -> tuple[tuple[Heard, ...], list[tuple[Heard, ...]]]:
     """What all inboxes hold, in order, and what is left of each."""
     first = inboxes[0]
     if all(inbox is first for inbox in inboxes):
         return first, [()] * len(inboxes)
-    shared = set.intersection(*({step.key for step in inbox} for inbox in inboxes))
+    forms = [{one.key: one.payload for one in inbox} for inbox in inboxes]
+    shared = {
+        key
+        for key, payload in forms[0].items()
+        if all(key in form and form[key] == payload for form in forms[1:])
+    }
     return (
-        tuple(step for step in first if step.key in shared),
-        [tuple(step for step in inbox if step.key not in shared) for inbox in inboxes],
+        tuple(one for one in first if one.key in shared),
+        [tuple(one for one in inbox if one.key not in shared) for inbox in inboxes],
     )

@@ -2,7 +2,13 @@
 
 ``judge(editor)``, ``any(rounds(3), consensus(0.8))`` or plain ``all`` are the same in Python and
 in a team file. A call is data: it can be compared, stored and printed; a registry turns it into
-the function that the scheduler uses.
+the function that the scheduler uses. In TOML a rule may also be a table: its first key is the
+rule, that key's value the first argument, the other keys are options, and a table inside stands
+for numbers by name: ``{vote = "weighted", weights = {ann = 3}}`` is
+``vote(weighted, weights=by(ann=3))``.
+
+Other distributions add rules through entry points (``shoal.turns``, ``shoal.reducers``, ...),
+each naming a factory like those registered here.
 
     value = number | true | false | name | 'text' | "text" | [value, ...] | call
     call  = name [ "(" [argument {"," argument}] ")" ]      argument = [name "="] value
@@ -14,9 +20,10 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType, SimpleNamespace
 from typing import Annotated, Any, Generic, TypeVar, Union, get_type_hints
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
@@ -75,6 +82,25 @@ def parse(text: str) -> Call:
     if not isinstance(value, Call):
         raise ConfigError(f"{text!r} is not a rule: write a name such as 'all' or 'rounds(2)'.")
     return Call(value.name, value.args, value.options)
+
+
+def from_table(table: Mapping[str, Any]) -> Call:
+    """The call that a table in a team file stands for; raises :class:`ConfigError`."""
+    if not table:
+        raise ConfigError("A rule cannot be an empty table: name it, such as {rounds = 2}.")
+    (name, first), *rest = table.items()
+    args = () if first is True else (_from_toml(name, first),)
+    return Call(name, args, tuple((key, _from_toml(key, value)) for key, value in rest))
+
+
+def _from_toml(key: str, value: Any) -> Value:
+    if isinstance(value, Mapping):
+        return Call("by", (), tuple((str(k), _from_toml(str(k), v)) for k, v in value.items()))
+    if isinstance(value, list):
+        return tuple(_from_toml(key, one) for one in value)
+    if not isinstance(value, str | int | float):
+        raise ConfigError(f"The value {value!r} of {key!r} cannot be part of a rule.")
+    return value
 
 
 class _Reader:
@@ -175,6 +201,12 @@ class _RuleMark:
     """Marks parameters that are rules of the same family."""
 
 
+def _as_mapping(value: object) -> object:
+    if not isinstance(value, Call) or value.name != "by" or value.args:
+        raise ValueError(f"Input should be by(name=number, ...), not {value!s}")
+    return dict(value.options)
+
+
 def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -194,11 +226,20 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Members = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), _MemberMark(single=False)]
 """A parameter that names one member or a list of them."""
 
+Shares = Annotated[dict[str, float], BeforeValidator(_as_mapping), _MemberMark(single=False)]
+"""A parameter that gives numbers to members, written ``by(ann=3, bob=1)``."""
+
+Numbers = Annotated[dict[str, float], BeforeValidator(_as_mapping)]
+"""A parameter that gives numbers to names, written ``by(first=3, second=1)``."""
+
 Rule = Annotated[Any, BeforeValidator(_is_rule)]
 """A parameter that is a rule of another family."""
 
 Inner = Annotated[Any, _RuleMark()]
 """A parameter that is a rule of the same family, or a function of its type."""
+
+NOBODY: Mapping[str, float] = MappingProxyType({})
+"""The default of a parameter that gives numbers to names: none."""
 
 F = TypeVar("F")
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -221,16 +262,23 @@ class _Entry(Generic[F]):
                 shown.append(f"{name}, ...")
             elif parameter.default is parameter.empty:
                 shown.append(name)
+            elif isinstance(parameter.default, Mapping):
+                shown.append(f"{name}=by()")
             else:
                 shown.append(f"{name}={_written(parameter.default)}")
         return f"({', '.join(shown)})"
 
 
 class Registry(Generic[F]):
-    """The rules of one family by name; each is made by a factory from a call's arguments."""
+    """The rules of one family by name; each is made by a factory from a call's arguments.
 
-    def __init__(self, family: str) -> None:
+    ``group`` names the entry points through which other distributions add rules; they are
+    looked up when a name is not known here, and cannot replace one that is.
+    """
+
+    def __init__(self, family: str, group: str = "") -> None:
         self.family = family
+        self.group = group
         self._factories: dict[str, Callable[..., F]] = {}
         self._entries: dict[str, _Entry[F]] = {}
 
@@ -245,7 +293,27 @@ class Registry(Generic[F]):
 
     def names(self) -> tuple[str, ...]:
         """All known rules, sorted."""
-        return tuple(sorted(self._factories))
+        return tuple(sorted({*self._factories, *self._offered()}))
+
+    def _offered(self) -> dict[str, EntryPoint]:
+        """What other distributions offer, by name."""
+        if not self.group:
+            return {}
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    def _load(self, name: str) -> bool:
+        """Register the rule that an entry point of this name offers; false where none does."""
+        point = self._offered().get(name)
+        if point is None:
+            return False
+        try:
+            self._factories[name] = point.load()
+        except Exception as error:
+            raise ConfigError(
+                f"The {self.family} rule {name!r} of {point.value!r} cannot be loaded: "
+                f"{type(error).__name__}: {error}."
+            ) from error
+        return True
 
     def make(self, rule: Call | str | F) -> F:
         """The function a rule stands for; a function stands for itself.
@@ -276,7 +344,9 @@ class Registry(Generic[F]):
         entry = self._entry(call)
         named: list[str] = []
         for parameter, value in self._bind(call, entry).arguments.items():
-            values = value if isinstance(value, tuple) else (value,)
+            values: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+            if isinstance(value, Call) and value.name == "by":
+                values = tuple(name for name, _ in value.options)
             for mark in getattr(entry.hints[parameter], "__metadata__", ()):
                 if isinstance(mark, _MemberMark) and mark.single >= single:
                     named += values
@@ -295,10 +365,10 @@ class Registry(Generic[F]):
             ) from error
 
     def _entry(self, call: Call) -> _Entry[F]:
-        if call.name not in self._factories:
+        if call.name not in self._factories and not self._load(call.name):
             raise ConfigError(
                 f"There is no {self.family} rule {call.name!r}."
-                f"{nearest(call.name, self._factories)} Known: {', '.join(self.names())}."
+                f"{nearest(call.name, self.names())} Known: {', '.join(self.names())}."
             )
         if call.name not in self._entries:
             factory = self._factories[call.name]

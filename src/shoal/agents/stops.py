@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from shoal.agents.rules import Call, Inner, Member, Registry, parse
+from shoal.agents.rules import Call, Inner, Members, Registry, parse
 from shoal.agents.votes import ballot, tally
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Stop = Callable[["State"], str | None]
 
-stop_rules: Registry[Stop] = Registry("stop")
+stop_rules: Registry[Stop] = Registry("stop", "shoal.stops")
 
 _FINITE = {"rounds", "turns"}
 
@@ -52,13 +52,43 @@ def consensus(share: Annotated[float, Field(gt=0, le=1)] = 1.0) -> Stop:
 
 
 @stop_rules.register("verdict")
-def verdict(by: Member, word: str) -> Stop:
-    """When the last word of member ``by`` contains ``word`` (upper or lower case)."""
+def verdict(by: Members, word: str) -> Stop:
+    """When the last word of a member ``by`` contains ``word`` (upper or lower case)."""
 
     def rule(state: State) -> str | None:
-        said = state.last(by)
-        found = said is not None and word.casefold() in said.output.casefold()
-        return f"{by} said {word!r}" if found else None
+        for name in state.names:
+            said = state.last(name) if state.member[name].name in by else None
+            if said is not None and word.casefold() in said.output.casefold():
+                return f"{name} said {word!r}"
+        return None
+
+    return rule
+
+
+@stop_rules.register("quorum")
+def quorum(n: Annotated[int, Field(ge=1)], of: Members = ()) -> Stop:
+    """When ``n`` members (of these, or of all) have answered at least once."""
+
+    def rule(state: State) -> str | None:
+        asked = (
+            state.names
+            if not of
+            else tuple(name for name in state.names if state.member[name].name in of)
+        )
+        answered = sum(1 for name in asked if state.said[name])
+        return f"{answered} of {len(asked)} answered" if answered >= n else None
+
+    return rule
+
+
+@stop_rules.register("idle")
+def idle() -> Stop:
+    """When nobody said anything else in the last round than in the one before."""
+
+    def rule(state: State) -> str | None:
+        pairs = [said[-2:] for said in state.said.values() if said]
+        still = pairs and all(len(p) == 2 and p[0].output == p[1].output for p in pairs)
+        return "nobody says anything new" if still else None
 
     return rule
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from shoal.agents.answering import Desk, Job, Nested, model_of
 from shoal.agents.events import OnEvent, SuperstepEnded, SuperstepStarted, TurnEnded
 from shoal.agents.failures import failure_policies
+from shoal.agents.payloads import Heard
 from shoal.agents.prompt import PromptWriter, handing_back, split_common
 from shoal.agents.state import State
 from shoal.agents.team import Agent, Team
@@ -69,6 +70,7 @@ class SuperstepRunner:
         self._writer = writer
         self._scope = scope
         self._path = path
+        self._reuses = state.wiring.carries("kv")
         self._policy = failure_policies.make(state.team.protocol.on_failure)
         self._desk = Desk(context.engines, nested, context.emit, self._policy)
         self._budget = budget
@@ -79,20 +81,20 @@ class SuperstepRunner:
             for name, member in state.member.items()
         }
 
-    def inboxes(self, turns: Sequence[Turn]) -> list[tuple[Step, ...]]:
+    def inboxes(self, turns: Sequence[Turn]) -> list[tuple[Heard, ...]]:
         """What channels carry to each of these turns' members as the superstep begins."""
         state = self._state
-        made: dict[tuple[int, ...], tuple[Step, ...]] = {}
+        made: dict[tuple[int, ...], tuple[Heard, ...]] = {}
         for turn in turns:
             hears = state.wiring.hears[turn.member]
             if hears not in made:
-                made[hears] = state.wiring.inbox(hears, state.said)
+                made[hears] = state.wiring.inbox(hears, state.carried())
         return [made[state.wiring.hears[turn.member]] for turn in turns]
 
     async def take(
         self,
         turns: Sequence[Turn],
-        inboxes: Sequence[tuple[Step, ...]],
+        inboxes: Sequence[tuple[Heard, ...]],
         *,
         last_chance: bool = False,
         hand_back: bool = False,
@@ -146,7 +148,7 @@ class SuperstepRunner:
                 if key.startswith(f"{job.key}/"):
                     self._keep(inner, recorded=True)
 
-    def _jobs(self, turns: Sequence[Turn], inboxes: Sequence[tuple[Step, ...]]) -> list[Job]:
+    def _jobs(self, turns: Sequence[Turn], inboxes: Sequence[tuple[Heard, ...]]) -> list[Job]:
         """Jobs in order of name; several turns of one member keep the order they came in."""
         state, context = self._state, self._context
         heard, privates = split_common(inboxes)
@@ -155,7 +157,7 @@ class SuperstepRunner:
         keys: dict[int, tuple[str, ...]] = {}  # members that hear the same share one inbox
         for inbox in inboxes:
             if id(inbox) not in keys:
-                keys[id(inbox)] = tuple(step.key for step in inbox)
+                keys[id(inbox)] = tuple(one.key for one in inbox)
         jobs = []
         for index, (turn, inbox, private) in enumerate(zip(turns, inboxes, privates, strict=True)):
             name = turn.member
@@ -176,6 +178,12 @@ class SuperstepRunner:
                     model=model_of(state.member[name]),
                 )
             )
+            if self._reuses:
+                pieces = self._writer.pieces(turn, (*heard, *private))
+                jobs[-1].pieces = pieces
+                reusable = [piece.name for piece in pieces if piece.reusable]
+                if reusable:
+                    jobs[-1].data["reusable"] = reusable
         jobs.sort(key=lambda job: job.key)
         return jobs
 

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from shoal.agents.channels import Channel, Channels, known_member, lay, topologies
 from shoal.agents.failures import FailurePolicy, failure_policies
+from shoal.agents.payoffs import Payoff, payoffs
 from shoal.agents.reducers import Reducer, reducers
+from shoal.agents.rewires import Rewire, rewires
 from shoal.agents.rules import Call, Registry
 from shoal.agents.stops import Stop, is_finite, stop_rules
 from shoal.agents.turns import FINISH, TurnRule, turn_rules
@@ -51,6 +53,7 @@ class Agent:
     reads      the whole material; one part (there is then one copy per part); or none of it
     copies     how many alike, told apart by name and seed
     sampling   how its tokens are chosen; the seed comes from the run
+    dense      asks for nothing but exact prefixes, also of what ``carry="kv"`` brings (judges)
     """
 
     name: str
@@ -61,6 +64,7 @@ class Agent:
     copies: int = 1
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
+    dense: bool = False
 
     def __post_init__(self) -> None:
         _check_name(self.name, "member")
@@ -77,7 +81,8 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How a team works: who speaks when, how a result is made, when it ends, what failure does.
+    """How a team works: who speaks when, how a result is made, when it ends, what failure does,
+    what it is worth to whom, and how the team changes after a round.
 
     Each rule is a call such as ``"judge(editor)"`` or a function of the family's type.
     """
@@ -86,12 +91,16 @@ class Protocol:
     reduce: str | Call | Reducer = "last"
     until: str | Call | Stop = "rounds(1)"
     on_failure: str | Call | FailurePolicy = "retry"
+    payoff: str | Call | Payoff = "none"
+    rewire: str | Call | Rewire = "none"
 
     def __post_init__(self) -> None:
         turn_rules.make(self.turn)
         reducers.make(self.reduce)
         stop_rules.make(self.until)
         failure_policies.make(self.on_failure)
+        payoffs.make(self.payoff)
+        rewires.make(self.rewire)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,9 @@ class Team:
             (turn_rules, protocol.turn),
             (reducers, protocol.reduce),
             (stop_rules, protocol.until),
-            (topologies, self.channels),
+            (payoffs, protocol.payoff),
+            (rewires, protocol.rewire),
+            (topologies, self.channels if not isinstance(self.channels, tuple) else None),
         )
         several = [member.name for member in self.members if len(copies_of(member, 2)) > 1]
         for registry, rule in rules:

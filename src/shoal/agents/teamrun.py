@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from shoal.agents.answering import Answer, Job
 from shoal.agents.material import Material
-from shoal.agents.prompt import PromptWriter, said
+from shoal.agents.payloads import PLAIN, Heard
+from shoal.agents.payoffs import payoffs
+from shoal.agents.prompt import PromptWriter
 from shoal.agents.reducers import Reduction, reducers
+from shoal.agents.rewires import NO_CHANGE, Change, rewires
 from shoal.agents.state import State
 from shoal.agents.stops import stop_rules
 from shoal.agents.superstep import Aborted, Context, SuperstepRunner
@@ -57,6 +60,11 @@ class TeamRun:
         self._turn = turn_rules.make(team.protocol.turn)
         self._until = stop_rules.make(team.protocol.until)
         self._reduce = reducers.make(team.protocol.reduce)
+        self._payoff = payoffs.make(team.protocol.payoff)
+        self._rewire = (
+            None if team.protocol.rewire == "none" else rewires.make(team.protocol.rewire)
+        )
+        self._state.stake = self._payoff.told
         self._budget = budget
 
     async def run(self) -> Ending:
@@ -79,9 +87,29 @@ class TeamRun:
             state.end_superstep(ends_round=plan.ends_round)
             if plan.ends_round:
                 self._runner.answered = False
+                await self._rewired()
             if self._runner.refused is not None:
                 break
         return await self._finish(why or "the budget is used up")
+
+    async def _rewired(self) -> None:
+        """Let the rewire rule change the team; what it changed is logged."""
+        if self._rewire is None or self._runner.refused is not None or self._until(self._state):
+            return
+        change = self._rewire(self._state)
+        if isinstance(change, tuple):
+            await self._runner.take(change, self._runner.inboxes(change))
+            self._state.end_superstep(ends_round=False)
+            again = self._rewire(self._state)
+            change = again if isinstance(again, Change) else NO_CHANGE
+            self._state.rewire(NO_CHANGE)
+        if not change:
+            return
+        self._state.rewire(change)
+        said = {"leave": list(change.leave), "join": list(change.join)}
+        key = f"{self._context.run_id}/{self._scope}{self._state.superstep}/rewire"
+        body = {"rewire": said | {"roles": dict(change.roles), "why": change.why}}
+        self._context.log.append("note", body, key=key)
 
     async def _finish(self, why: str) -> Ending:
         reduced = self._reduce(self._state)
@@ -101,6 +129,10 @@ class TeamRun:
             key = f"{self._context.run_id}/{self._scope}reduce"
             self._context.log.append("note", reduction.data, key=key)
         result = reduction.result.strip() if reduction.result is not None else None
+        if self._payoff.share is not None:
+            shares = dict(self._payoff.share(self._state, result))
+            key = f"{self._context.run_id}/{self._scope}payoff"
+            self._context.log.append("note", {"payoff": shares}, key=key)
         return Ending(result, self._outcome(result), self._because(why))
 
     def _outcome(self, result: str | None) -> str:
@@ -118,7 +150,7 @@ class TeamRun:
 
     async def _judged(self, turn: Turn) -> Reduction:
         """The judge's answer; notes that do not fit its context together are judged in levels."""
-        notes = self._state.proposals()
+        notes = self._notes(turn)
         while True:
             batches = self._batches(turn, notes)
             steps = await self._runner.take([turn] * len(batches), batches)
@@ -126,17 +158,25 @@ class TeamRun:
             answers = tuple(step for step in steps if step is not None and step.finish != "error")
             if len(batches) == 1 or not answers or self._runner.refused is not None:
                 break
-            notes = answers
+            notes = tuple(Heard(step, PLAIN) for step in answers)
         if answers:
             return Reduction(answers[-1].output)
-        return self._last_words(notes)
+        return self._last_words([one.step for one in notes])
+
+    def _notes(self, turn: Turn) -> tuple[Heard, ...]:
+        """What a judge reads: everybody's last word, also where no channel carries it."""
+        carried = self._state.wiring.inbox(
+            self._state.wiring.hears[turn.member], self._state.carried()
+        )
+        forms = {one.key: one for one in carried}
+        return tuple(forms.get(step.key) or Heard(step, PLAIN) for step in self._state.proposals())
 
     def _last_words(self, notes: Sequence[Step]) -> Reduction:
         """What is left where nobody could judge; the log says so."""
         said_last = notes[-1].output if notes else None
         return Reduction(said_last, {"fallback": "last", "from": [step.key for step in notes]})
 
-    def _batches(self, turn: Turn, notes: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+    def _batches(self, turn: Turn, notes: tuple[Heard, ...]) -> list[tuple[Heard, ...]]:
         member = self._state.member[turn.member]
         if not isinstance(member, Agent) or isinstance(member.model, Script):
             return [notes]
@@ -148,11 +188,11 @@ class TeamRun:
         if engine.count_tokens(self._writer.messages(turn, self._writer.common(notes), ())) <= room:
             return [notes]
         empty = engine.count_tokens(self._writer.messages(turn, self._writer.common(()), ()))
-        batches: list[tuple[Step, ...]] = []
-        batch: tuple[Step, ...] = ()
+        batches: list[tuple[Heard, ...]] = []
+        batch: tuple[Heard, ...] = ()
         filled = empty
         for note in notes:
-            size = engine.count_tokens((Message("user", said(note)),))
+            size = engine.count_tokens((Message("user", note.text),))
             if batch and filled + size > room:
                 batches.append(batch)
                 batch, filled = (), empty
@@ -167,7 +207,7 @@ class TeamRun:
         """
         notes = self._state.proposals()
         if isinstance(reduced, Turn):
-            steps = await self._runner.take([reduced], [notes], hand_back=True)
+            steps = await self._runner.take([reduced], [self._notes(reduced)], hand_back=True)
             if steps[0] is not None and steps[0].finish != "error":
                 return Reduction(steps[0].output)
         else:
