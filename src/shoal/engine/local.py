@@ -117,6 +117,11 @@ class LocalEngine:
         )
 
     @property
+    def scheduler(self) -> Scheduler:
+        """What plans the steps; to be touched on the compute thread, or while nothing runs."""
+        return self._scheduler
+
+    @property
     def counters(self) -> Counters:
         """Totals since the engine was opened."""
         return self._stepper.counters
