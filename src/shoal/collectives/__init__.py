@@ -1,0 +1,1 @@
+"""Fault-tolerant all-reduce between peers that come and go."""
