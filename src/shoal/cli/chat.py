@@ -27,7 +27,7 @@ def chat(
         "smollm2-135m", "--model", "-m", help="Name, GGUF file, folder, hub name or URL."
     ),
     model_name: str = typer.Option("", help="The model's name at an endpoint."),
-    dtype: str = typer.Option("bf16", help="bf16 or fp32 (exact, slower)."),
+    dtype: str = typer.Option("bf16", help="bf16, fp32 (exact, slower) or packed (faster alone)."),
     system: str = typer.Option("", help="What the model is told before anything else."),
     max_tokens: int = typer.Option(512, min=1, help="Tokens of an answer at most."),
     temperature: float = typer.Option(0.0, min=0.0, max=2.0, help="0 is greedy."),

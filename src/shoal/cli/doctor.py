@@ -14,7 +14,6 @@ from shoal.core.doctor import Fact, facts
 
 if TYPE_CHECKING:
     from shoal.engine.local import LocalEngine
-    from shoal.models.quality import Divergence
 
 PROSE = (
     "A school of fish has no leader. Each animal keeps a little distance from its neighbours and "
@@ -52,7 +51,7 @@ def _self_test(name: str) -> list[Fact]:
 
 
 async def _ask(engine: LocalEngine) -> list[Fact]:
-    """A greedy answer twice, the second time from the cache, and the price of bf16."""
+    """A greedy answer twice, the second time from the cache, and what number formats cost."""
     from shoal.core.protocols import Request, Sampling
     from shoal.core.records import Message
     from shoal.engine.compute import compute
@@ -65,7 +64,7 @@ async def _ask(engine: LocalEngine) -> list[Fact]:
     usage = first.usage
     prefill = usage.prompt_tokens / usage.first_token_ms * 1e3
     decode = (usage.decoded_tokens - 1) / (usage.total_ms - usage.first_token_ms) * 1e3
-    price = await asyncio.to_thread(compute.call, lambda: _divergence(engine))
+    prices = await asyncio.to_thread(compute.call, lambda: _divergences(engine))
     return [
         Fact("engine: answer", first.text.strip().splitlines()[0]),
         Fact("engine: speed", f"prefill {prefill:.0f} tok/s, decode {decode:.0f} tok/s"),
@@ -75,14 +74,20 @@ async def _ask(engine: LocalEngine) -> list[Fact]:
             again.text == first.text,
             "The second answer differs from the first: please report this.",
         ),
-        Fact("engine: bf16 against fp32", f"KL {price.kl:.4f}, same top token {price.top1:.0%}"),
+        *(
+            Fact(f"engine: {dtype} against fp32", f"KL {kl:.4f}, same top token {top1:.0%}")
+            for dtype, (kl, top1) in prices.items()
+        ),
     ]
 
 
-def _divergence(engine: LocalEngine) -> Divergence:
-    """What the number format costs, beside fp32."""
+def _divergences(engine: LocalEngine) -> dict[str, tuple[float, float]]:
+    """What the faster number formats cost beside fp32: divergence, share of same top tokens."""
     from shoal.models.loading import load
     from shoal.models.quality import divergence
 
-    reference = load(str(engine.model.path), dtype="fp32")
-    return divergence(engine.model, reference, (PROSE,))
+    path = str(engine.model.path)
+    reference = load(path, dtype="fp32")
+    models = {"bf16": engine.model, "packed": load(path, dtype="packed")}
+    found = {dtype: divergence(model, reference, (PROSE,)) for dtype, model in models.items()}
+    return {dtype: (each.kl, each.top1) for dtype, each in found.items()}

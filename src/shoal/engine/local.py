@@ -64,6 +64,8 @@ class LocalEngine:
         )
         self._scheduler = Scheduler(PrefixTree(self._pool.slots), sharing=sharing)
         self._stepper = Stepper(model, self._pool, self._scheduler)
+        self._packed = bool(model.decoder.packed_rows)
+        self._how = "packed weights in small steps" if self._packed else "exact"
         self._vocabulary: LLTokenizer | None = None
         self._failure: str | None = None
         self._stepping = False
@@ -100,7 +102,7 @@ class LocalEngine:
             model=self.model.name,
             kind="local",
             context_tokens=self.model.config.context,
-            dtype=str(self.model.dtype).removeprefix("torch."),
+            dtype=str(self.model.dtype).removeprefix("torch.") + self._packed * " (packed)",
             sharing=self._scheduler.sharing,
             knows_tools=self.model.chat.knows_tools,
         )
@@ -243,7 +245,9 @@ class LocalEngine:
             eos_ids=self.model.tokenizer.eos_ids,
             constraint=self._constraint(request.grammar),
             on_text=on_text,
-            on_done=lambda completion: _call(loop, lambda: _resolve(answer, completion)),
+            on_done=lambda completion: _call(
+                loop, lambda: _resolve(answer, replace(completion, how=self._how))
+            ),
         )
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:

@@ -18,7 +18,8 @@ from shoal.models.folder import ModelFolder
 from shoal.models.prepared import prepare
 from shoal.models.tokenizer import Tokenizer
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "packed": torch.bfloat16}
+"""Number formats; "packed" is bf16 with a second, packed copy of the matrices for small steps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +61,7 @@ def load(name: str = DEFAULT, *, dtype: str = "bf16", progress: Progress | None 
     return Model(
         name=source.name,
         config=config,
-        decoder=Decoder(config, weights),
+        decoder=Decoder(config, weights, packed=dtype == "packed"),
         tokenizer=Tokenizer(
             Backend.from_str(description.tokenizer), eos_ids=config.eos_ids, bos_id=config.bos_id
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -32,15 +34,15 @@ class Divergence:
 def divergence(model: Model, reference: Model, texts: Iterable[str]) -> Divergence:
     """Compare next-token distributions, given the same texts.
 
+    A model with packed matrices is measured as it decodes: with them at every row.
     Raises :class:`InputError` where the texts hold no token.
     """
     kl, same, tokens = 0.0, 0, 0
     for text in texts:
         ids = torch.tensor(reference.tokenizer.encode(text, special=False), dtype=torch.long)
-        hidden_TD, expected_TD = (
-            each.decoder.forward(ids, torch.arange(len(ids)), causal_attend)
-            for each in (model, reference)
-        )
+        with _packed_everywhere(model):
+            hidden_TD = model.decoder.forward(ids, torch.arange(len(ids)), causal_attend)
+        expected_TD = reference.decoder.forward(ids, torch.arange(len(ids)), causal_attend)
         for first in range(0, len(ids), _ROWS):
             found_RV = _logprobs(model, hidden_TD[first : first + _ROWS])
             true_RV = _logprobs(reference, expected_TD[first : first + _ROWS])
@@ -53,4 +55,16 @@ def divergence(model: Model, reference: Model, texts: Iterable[str]) -> Divergen
 
 
 def _logprobs(model: Model, hidden_RD: torch.Tensor) -> torch.Tensor:
-    return torch.log_softmax(model.decoder.logits(hidden_RD, precise=True), -1)
+    with _packed_everywhere(model):
+        logits_RV = model.decoder.logits(hidden_RD, precise=not model.decoder.packed_rows)
+    return torch.log_softmax(logits_RV, -1)
+
+
+@contextmanager
+def _packed_everywhere(model: Model) -> Iterator[None]:
+    decoder, rows = model.decoder, model.decoder.packed_rows
+    decoder.packed_rows = sys.maxsize if rows else 0
+    try:
+        yield
+    finally:
+        decoder.packed_rows = rows

@@ -1,0 +1,82 @@
+"""Matrices in 4 or 8 bits for steps of a few rows, where reading the weights is most of the time.
+
+Activations stay bf16 (weight-only quantisation). A matrix whose groups of 32 weights lie on 16
+equidistant values, as a GGUF file's Q4 blocks do, is kept in 4 bits and loses nothing but the
+rounding of scales to bf16; any other gets 8 bits with one scale per output row. From eight rows
+on the product of the unpacked matrix is faster, so a decoder keeps both and chooses by rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+PACKED_ROWS = 4  # up to so many rows the packed product wins (2 to 3 times; a tie at 8)
+GROUP = 32  # weights of one 4-bit scale
+LOSSLESS = 0.01  # relative error (root mean square); scales in bf16 make 0.005, rounding makes 0.09
+
+
+class Int4(NamedTuple):
+    """A matrix [N, K] as codes 0 .. 15 with a scale and an offset for each group of a row.
+
+    codes   packed for the kernel, two to a byte
+    scales  [K / 32, N, 2] bf16: step and value of code 8
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    def apply(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """x Wᵀ: bf16 [T, K] -> bf16 [T, N]."""
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x_TK, self.codes, GROUP, self.scales)
+
+
+class Int8(NamedTuple):
+    """A matrix [N, K] as ``codes`` in -127 .. 127 times a bf16 ``scale`` [N] for each row."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+    def apply(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """x Wᵀ: bf16 [T, K] -> bf16 [T, N]."""
+        return torch.ops.aten._weight_int8pack_mm(x_TK, self.codes, self.scale)
+
+
+Packed = Int4 | Int8
+Matrix = torch.Tensor | Packed
+
+
+def pack(weight_NK: Matrix) -> Packed:
+    """Four bits where they lose nothing, otherwise eight."""
+    if not isinstance(weight_NK, torch.Tensor):
+        return weight_NK
+    return _int4(weight_NK) or int8(weight_NK)
+
+
+def int8(weight_NK: torch.Tensor) -> Int8:
+    """Round a matrix to 8 bits, row by row; a row of zeros stays zero."""
+    wide = weight_NK.float()
+    scale = (wide.abs().amax(1) / 127).clamp_min(1e-12).to(torch.bfloat16)
+    codes = (wide / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    return Int8(codes, scale)
+
+
+def _int4(weight_NK: torch.Tensor) -> Int4 | None:
+    """A matrix in 4 bits; None where its values do not lie on such grids."""
+    N, K = weight_NK.shape
+    if N % 64 or K % GROUP:
+        return None  # what the kernel can take
+    groups = weight_NK.float().view(N, K // GROUP, GROUP)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    step = ((high - low) / 15).to(torch.bfloat16).float()
+    middle = (low + 8 * step).to(torch.bfloat16).float()
+    codes = ((groups - middle) / step.clamp_min(1e-12)).round().clamp(-8, 7)
+    lost = (codes * step + middle - groups).square().mean() / groups.square().mean()
+    if not lost.sqrt() < LOSSLESS:
+        return None
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
+        (codes + 8).to(torch.int32).view(N, K), 1
+    )
+    scales = torch.cat((step, middle), -1).transpose(0, 1).contiguous().to(torch.bfloat16)
+    return Int4(packed, scales)
