@@ -29,7 +29,10 @@ class Int4(NamedTuple):
 
     def apply(self, x_TK: torch.Tensor) -> torch.Tensor:
         """x Wᵀ: bf16 [T, K] -> bf16 [T, N]."""
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x_TK, self.codes, GROUP, self.scales)
+        product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x_TK, self.codes, GROUP, self.scales
+        )
+        return product
 
 
 class Int8(NamedTuple):
@@ -40,7 +43,8 @@ class Int8(NamedTuple):
 
     def apply(self, x_TK: torch.Tensor) -> torch.Tensor:
         """x Wᵀ: bf16 [T, K] -> bf16 [T, N]."""
-        return torch.ops.aten._weight_int8pack_mm(x_TK, self.codes, self.scale)
+        product: torch.Tensor = torch.ops.aten._weight_int8pack_mm(x_TK, self.codes, self.scale)
+        return product
 
 
 Packed = Int4 | Int8
