@@ -14,15 +14,19 @@ import uvicorn
 from shoal.engine.scripted import ScriptedEngine
 from shoal.server.app import create_app
 from shoal.server.serve import address_of, listen
+from shoal.server.service import ServerLimits
+from shoal.server.tenants import Keyring
 
 Start = Callable[..., str]
 
 
 @contextmanager
-def running(engine: Any, *, model_name: str = "small", **options: Any) -> Iterator[str]:
+def running(
+    engine: Any, *, model_name: str = "small", keyring: Keyring | None = None, **limits: Any
+) -> Iterator[str]:
     """The base URL of a server on ``engine``."""
-    sock = listen("127.0.0.1", 0, api_key=options.get("api_key"))
-    app = create_app(engine, model_name=model_name, **options)
+    sock = listen("127.0.0.1", 0, keyring=keyring)
+    app = create_app(engine, model_name=model_name, keyring=keyring, limits=ServerLimits(**limits))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()

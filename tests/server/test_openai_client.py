@@ -15,6 +15,7 @@ from shoal.core.errors import EngineError, RemoteError
 from shoal.core.protocols import Completion, OnDelta, Request, TokenLogprob
 from shoal.core.records import Message
 from shoal.engine.scripted import ScriptedEngine
+from shoal.server.tenants import Keyring
 
 Start = Callable[..., str]
 HI = [{"role": "user", "content": "Say hello to the world"}]
@@ -197,7 +198,7 @@ def test_logprobs(start: Start) -> None:
 
 
 def test_keys(start: Start) -> None:
-    url = start(ScriptedEngine("a"), api_key="sésame")
+    url = start(ScriptedEngine("a"), keyring=Keyring.single("sésame"))
     with pytest.raises(openai.AuthenticationError, match="valid API key"):
         client(url, "wrong").chat.completions.create(model="small", messages=HI)
     with pytest.raises(openai.AuthenticationError):
@@ -239,7 +240,7 @@ def test_caches_are_not_shared_between_keys(start: Start) -> None:
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "'system'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "text"),
-        ({"tools": [{"type": "function"}]}, "tools", "does not know the field 'tools'"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function", "Field required"),
         ({"extra_body": {"temprature": 1}}, "temprature", "Did you mean 'temperature'?"),
         ({"extra_body": {"min_p": "much"}}, "min_p", "valid number"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),

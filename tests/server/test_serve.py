@@ -18,6 +18,7 @@ from shoal.engine.remote import RemoteEngine
 from shoal.engine.scripted import ScriptedEngine
 from shoal.server.app import create_app
 from shoal.server.serve import address_of, listen
+from shoal.server.tenants import Keyring
 from shoal.server.wire import ChatBody, TextBody
 
 
@@ -36,7 +37,7 @@ def test_other_machines_are_let_in_only_with_a_key(host: str) -> None:
 
 
 def test_with_a_key_any_address_will_do() -> None:
-    with listen("0.0.0.0", 0, api_key="k") as sock:
+    with listen("0.0.0.0", 0, keyring=Keyring.single("k")) as sock:
         assert address_of(sock).startswith("http://0.0.0.0:")
 
 
@@ -117,10 +118,8 @@ from shoal.engine.scripted import ScriptedEngine
 from shoal.server.serve import address_of, listen, serve
 sock = listen("127.0.0.1", 0)
 print(address_of(sock), flush=True)
-try:
-    serve(ScriptedEngine("word " * 10, delay=0.05), sock, model_name="small")
-except KeyboardInterrupt:
-    print("stopped", flush=True)
+serve(ScriptedEngine("word " * 10, delay=0.05), sock, model_name="small")
+print("stopped", flush=True)
 """
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from shoal.cli.console import errors
 from shoal.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shoal.server.tenants import Keyring
 
 
 def serve(
@@ -15,27 +20,33 @@ def serve(
         "smollm2-135m", "--model", "-m", help="Name, GGUF file, folder, hub name or URL."
     ),
     model_name: str = typer.Option("", help="The model's name at an endpoint."),
-    dtype: str = typer.Option("bf16", help="bf16 or fp32 (exact, slower)."),
+    upstream: str = typer.Option("", help="Serve what this OpenAI-compatible endpoint serves."),
+    dtype: str = typer.Option("bf16", help="bf16, fp32 (exact, slower) or packed (faster alone)."),
     kv_memory: int = typer.Option(1024, help="KV cache at most, in MiB."),
     host: str = typer.Option("127.0.0.1", help="Address to listen on."),
     port: int = typer.Option(8000, min=0, max=65535, help="Port to listen on; 0 takes a free one."),
+    keys: Path | None = typer.Option(None, help="File of tenants, their keys and limits."),
     api_key_env: str = typer.Option(
-        "", help="Environment variable with the key that clients must send."
+        "", help="Environment variable with the one key that clients must send."
     ),
+    max_body: int = typer.Option(16, min=1, help="Largest request, in MiB."),
+    max_running: int = typer.Option(256, min=1, help="Requests answered at a time."),
+    max_waiting: int = typer.Option(1024, min=0, help="Requests that may wait; then 429."),
+    timeout: float = typer.Option(600.0, min=0.1, help="Seconds a request may take."),
+    stop_timeout: float = typer.Option(30.0, min=0.0, help="Seconds to finish when stopped."),
 ) -> None:
     """Serve a model to any OpenAI client; requests that begin alike share what they can."""
     from shoal.cli.progress import loading
     from shoal.engine.open import open_engine
     from shoal.server.serve import address_of, listen
     from shoal.server.serve import serve as serve_on
+    from shoal.server.service import ServerLimits
 
-    key = os.environ.get(api_key_env) if api_key_env else None
-    if api_key_env and not key:
-        raise ConfigError(f"The environment variable {api_key_env} is empty: put a key into it.")
-    with listen(host, port, api_key=key) as sock:
+    keyring = _keyring(keys, api_key_env)
+    with listen(host, port, keyring=keyring) as sock:
         with loading(errors) as progress:
             engine = open_engine(
-                model,
+                upstream or model,
                 model_name=model_name or None,
                 dtype=dtype,
                 kv_bytes=kv_memory << 20,
@@ -43,7 +54,27 @@ def serve(
             )
         name = engine.info.model
         errors.print(f"Serving {name} at {address_of(sock)} (Ctrl-C stops)", highlight=False)
-        try:
-            serve_on(engine, sock, model_name=name, api_key=key)
-        except KeyboardInterrupt:
-            errors.print("Stopped.")
+        limits = ServerLimits(
+            max_body_bytes=max_body << 20,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            request_seconds=timeout,
+            stop_seconds=stop_timeout,
+        )
+        serve_on(engine, sock, model_name=name, keyring=keyring, limits=limits)
+        errors.print("Stopped.")
+
+
+def _keyring(keys: Path | None, api_key_env: str) -> Keyring:
+    from shoal.server.tenants import Keyring
+
+    if keys is not None and api_key_env:
+        raise ConfigError("Give --keys or --api-key-env, not both: put the key into the file.")
+    if keys is not None:
+        return Keyring.read(keys)
+    if not api_key_env:
+        return Keyring()
+    key = os.environ.get(api_key_env)
+    if not key:
+        raise ConfigError(f"The environment variable {api_key_env} is empty: put a key into it.")
+    return Keyring.single(key)

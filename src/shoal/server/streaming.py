@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request as HTTPRequest
@@ -12,11 +11,14 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from shoal.core.errors import ShoalError
-from shoal.core.protocols import Completion, Delta, Engine, Request
-from shoal.server.errors import ApiError, error_body, from_engine
-from shoal.server.translate import Shape
+from shoal.core.protocols import Completion, Delta, OnDelta
+from shoal.server.errors import ApiError, from_completion, from_engine
+from shoal.server.shapes import Shape
 
 T = TypeVar("T")
+
+Work = Callable[[OnDelta], Coroutine[Any, Any, list[Completion]]]
+"""What makes completions and tells of text on the way."""
 
 
 class ClientGone(Exception):
@@ -46,11 +48,16 @@ async def _disconnected(http: HTTPRequest) -> None:
 class Live:
     """A group of requests being answered."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+    def __init__(self, work: Work) -> None:
         self._deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
         self._first: list[Delta | None] = []
-        self.task = asyncio.create_task(engine.generate(requests, self._deltas.put_nowait))
-        self.task.add_done_callback(lambda _: self._deltas.put_nowait(None))
+        self.task = asyncio.create_task(work(self._deltas.put_nowait))
+        self.task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[list[Completion]]) -> None:
+        self._deltas.put_nowait(None)
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody listens any more
 
     async def begin(self) -> list[Completion] | None:
         """Wait for the first text; where the group ended without any, its completions."""
@@ -64,11 +71,16 @@ class Live:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; whatever ends the response, cancels what is still being generated."""
+    """Server-sent events; whatever ends the response, cancels what is still being generated.
 
-    def __init__(self, live: Live, shape: Shape, *, count: int, include_usage: bool) -> None:
+    ``finished`` is called with the completions before the last events are sent.
+    """
+
+    def __init__(
+        self, live: Live, shape: Shape, finished: Callable[[Sequence[Completion]], None]
+    ) -> None:
         super().__init__(
-            _events(live, shape, count=count, include_usage=include_usage),
+            _events(live, shape, finished),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
@@ -82,27 +94,26 @@ class EventStream(StreamingResponse):
 
 
 async def _events(
-    live: Live, shape: Shape, *, count: int, include_usage: bool
+    live: Live, shape: Shape, finished: Callable[[Sequence[Completion]], None]
 ) -> AsyncIterator[bytes]:
-    for index in range(count):
-        if (opening := shape.opening(index)) is not None:
-            yield _event(opening.model_dump_json())
+    for answer in shape.opening():
+        yield shape.event(answer)
     async for delta in live.deltas():
         if delta.text:
-            yield _event(shape.piece(delta.index, delta.text).model_dump_json())
+            for answer in shape.piece(delta.index, delta.text):
+                yield shape.event(answer)
     try:
         completions = await live.task
-        for index, completion in enumerate(completions):
+        for completion in completions:
             if completion.error is not None:
-                raise ApiError(400, completion.error)
-            yield _event(shape.ending(index, completion).model_dump_json())
-        if include_usage:
-            yield _event(shape.counts(completions).model_dump_json())
+                raise from_completion(completion)
+        finished(completions)
+        for index, completion in enumerate(completions):
+            for answer in shape.ending(index, completion):
+                yield shape.event(answer)
+        for answer in shape.closing(completions):
+            yield shape.event(answer)
     except (ApiError, ShoalError) as error:  # too late for a status: the body has begun
-        api = error if isinstance(error, ApiError) else from_engine(error)
-        yield _event(json.dumps(error_body(api)))
-    yield _event("[DONE]")
-
-
-def _event(data: str) -> bytes:
-    return f"data: {data}\n\n".encode()
+        yield shape.failure(error if isinstance(error, ApiError) else from_engine(error))
+    if end := shape.end():
+        yield end

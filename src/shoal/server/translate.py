@@ -1,74 +1,143 @@
-"""Between the wire and the engine: bodies become requests, completions become answers."""
+"""From the wire to the engine: bodies become requests."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Literal, Protocol
+from dataclasses import dataclass
 
-from shoal.core.ids import new_id
-from shoal.core.protocols import (
-    Completion,
-    Grammar,
-    Prompt,
-    Request,
-    Sampling,
-    Segment,
-    TokenLogprob,
-)
-from shoal.core.records import Message
+from shoal.core.protocols import EngineInfo, Grammar, Prompt, Request, Sampling, Segment
+from shoal.core.records import Message, ToolCall, ToolSpec
 from shoal.core.rng import seed_of
 from shoal.server.errors import ApiError
-from shoal.server.wire import (
-    Alternative,
-    Answer,
-    Body,
-    ChatAnswer,
-    ChatBody,
-    ChatChoice,
-    ChatChunk,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatDelta,
-    ChatLogprobs,
-    ChatToken,
-    FinishReason,
-    PromptDetails,
-    TextBody,
-    TextChoice,
-    TextCompletion,
-    TextLogprobs,
-    WireUsage,
-)
+from shoal.server.tool_calls import call_grammar, described, spec_of
+from shoal.server.wire import MAX_SEQUENCES, Body, ChatBody, ChatMessage, TextBody
 
 CHAT_TOKENS = 1024
 """Tokens of a chat answer where the body sets no limit."""
 TEXT_TOKENS = 16
 """Tokens of a plain completion where the body sets no limit, as OpenAI has it."""
 
-# -- from the wire ------------------------------------------------------------------------
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """Tools that an answer may call, and whether it must."""
+
+    tools: tuple[ToolSpec, ...]
+    choice: str = "auto"
+    parallel: bool = True
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What the tools are called."""
+        return frozenset(tool.name for tool in self.tools)
 
 
-def chat_requests(body: ChatBody, salt: str) -> list[Request]:
-    """One request per choice."""
-    prompt = tuple(
-        Message("system" if one.role == "developer" else one.role, one.content, one.name)
-        for one in body.messages
-    )
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """A conversation to be answered, whichever endpoint it came to."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    logprobs: int | None = None
+    grammar: Grammar | None = None
+    use: ToolUse | None = None
+
+
+def chat_talk(body: ChatBody) -> Talk:
+    """What a chat body asks for; raises :class:`ApiError` where it contradicts itself."""
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return _requests(
-        body,
-        [prompt],
-        salt,
+    return Talk(
+        tuple(map(_message, body.messages)),
         max_tokens=CHAT_TOKENS if limit is None else limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=_grammar(body),
+        use=_chat_use(body),
     )
+
+
+def chat_requests(body: ChatBody, salt: str, info: EngineInfo | None = None) -> list[Request]:
+    """One request per choice, for an engine of this kind."""
+    return talk_requests(body, chat_talk(body), salt, info)
+
+
+def talk_requests(
+    body: Body, talk: Talk, salt: str, info: EngineInfo | None = None
+) -> list[Request]:
+    """One request per choice. Endpoints call tools by themselves; elsewhere a grammar does."""
+    use, messages, grammar = talk.use, talk.messages, talk.grammar
+    tools = () if use is None else use.tools
+    choice = "auto" if use is None else use.choice
+    if info is None or info.kind != "remote":
+        if use is not None:
+            grammar = _with_calls(use, grammar)
+        if info is not None and not info.knows_tools:
+            messages, tools = described(messages, tools), ()
+        choice = "auto"
+    return _requests(
+        body,
+        [messages],
+        salt,
+        max_tokens=talk.max_tokens,
+        logprobs=talk.logprobs,
+        grammar=grammar,
+        tools=tools,
+        tool_choice=choice,
+    )
+
+
+def _message(one: ChatMessage) -> Message:
+    calls = tuple(
+        ToolCall(call.id, call.function.name, call.function.arguments)
+        for call in one.tool_calls or ()
+    )
+    role = "system" if one.role == "developer" else one.role
+    return Message(role, one.content or "", one.name, calls, one.tool_call_id)
+
+
+def _chat_use(body: ChatBody) -> ToolUse | None:
+    specs = tuple(
+        spec_of(tool.function.name, tool.function.description, tool.function.parameters)
+        for tool in body.tools or ()
+    )
+    given = body.tool_choice
+    choice = given if isinstance(given, str) else given.function.name if given else "auto"
+    named = given is not None and not isinstance(given, str)
+    return tool_use(specs, choice, named=named, parallel=body.parallel_tool_calls is not False)
+
+
+def tool_use(
+    tools: Sequence[ToolSpec], choice: str, *, named: bool, parallel: bool
+) -> ToolUse | None:
+    """What the fields about tools say together; None where no tool may be called."""
+    names = [tool.name for tool in tools]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ApiError(400, f"There are two tools named {twice!r}.", param="tools")
+    if named and choice not in names:
+        raise ApiError(400, f"tool_choice names {choice!r}, no tool of it.", param="tool_choice")
+    if choice == "required" and not tools:
+        raise ApiError(400, "tool_choice 'required' needs tools.", param="tool_choice")
+    if not tools or (choice == "none" and not named):
+        return None
+    return ToolUse(tuple(tools), choice, parallel)
+
+
+def _with_calls(use: ToolUse, grammar: Grammar | None) -> Grammar:
+    """A grammar for calls; an answer without any keeps to its own JSON schema."""
+    if grammar is not None and (
+        grammar.kind != "json_schema" or not isinstance(grammar.value, str)
+    ):
+        raise ApiError(400, "Tools go together with JSON schemas only.", param="tools")
+    schema = None if grammar is None else str(grammar.value)
+    if schema is not None and use.choice == "auto":
+        try:
+            schema = json.dumps(json.loads(schema))
+        except ValueError as error:
+            raise ApiError(400, f"The JSON schema is no JSON: {error}.") from error
+    return call_grammar(use.tools, use.choice, parallel=use.parallel, schema=schema)
 
 
 def text_requests(body: TextBody, salt: str) -> list[Request]:
@@ -78,18 +147,35 @@ def text_requests(body: TextBody, salt: str) -> list[Request]:
         for one in body.prompt
     ]
     limit = TEXT_TOKENS if body.max_tokens is None else body.max_tokens
-    return _requests(body, prompts, salt, max_tokens=limit, logprobs=body.logprobs)
+    return _requests(
+        body, prompts, salt, max_tokens=limit, logprobs=body.logprobs, grammar=_grammar(body)
+    )
 
 
 def _requests(
-    body: Body, prompts: Sequence[Prompt], salt: str, *, max_tokens: int, logprobs: int | None
+    body: Body,
+    prompts: Sequence[Prompt],
+    salt: str,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    grammar: Grammar | None,
+    tools: tuple[ToolSpec, ...] = (),
+    tool_choice: str = "auto",
 ) -> list[Request]:
-    grammar = _grammar(body)
+    if (count := len(prompts) * (body.n or 1)) > MAX_SEQUENCES:
+        message = f"This asks for {count} answers, but {MAX_SEQUENCES} at once are the most."
+        raise ApiError(400, message, param="n")
     seed = secrets.randbits(63) if body.seed is None else body.seed & (2**63 - 1)
     scope = f"{salt}/{body.cache_salt}" if body.cache_salt else salt
     return [
         Request(
-            prompt, _sampling(body, max_tokens, logprobs, _seed(seed, choice)), grammar, salt=scope
+            prompt,
+            _sampling(body, max_tokens, logprobs, _seed(seed, choice)),
+            grammar,
+            tools,
+            scope,
+            tool_choice=tool_choice,
         )
         for prompt in prompts
         for choice in range(body.n or 1)
@@ -132,161 +218,9 @@ def _grammar(body: Body) -> Grammar | None:
         found["guided_regex"] = Grammar("regex", body.guided_regex)
     if isinstance(body.guided_json, str):
         found["guided_json"] = Grammar("json_schema", body.guided_json)
+    if body.guided_grammar is not None:
+        found["guided_grammar"] = Grammar("lark", body.guided_grammar)
     if len(found) > 1:
         names = " and ".join(found)
         raise ApiError(400, f"{names} exclude each other: give one.", param=list(found)[1])
     return next(iter(found.values()), None)
-
-
-# -- to the wire --------------------------------------------------------------------------
-
-
-class Shape(Protocol):
-    """How answers of one endpoint look; ``choices`` is how many a prompt has."""
-
-    choices: int
-
-    def opening(self, index: int) -> Answer | None: ...
-    def piece(self, index: int, text: str) -> Answer: ...
-    def ending(self, index: int, completion: Completion) -> Answer: ...
-    def counts(self, completions: Sequence[Completion]) -> Answer: ...
-    def whole(self, completions: Sequence[Completion]) -> Answer: ...
-
-
-@dataclass(slots=True)
-class ChatShape:
-    """/v1/chat/completions. In a stream the log-probabilities come with the ending."""
-
-    model: str
-    choices: int
-    id: str = field(default_factory=lambda: f"chatcmpl-{new_id()}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def opening(self, index: int) -> ChatChunk:
-        return self._chunk(index, ChatDelta(role="assistant", content=""))
-
-    def piece(self, index: int, text: str) -> ChatChunk:
-        return self._chunk(index, ChatDelta(content=text))
-
-    def ending(self, index: int, completion: Completion) -> ChatChunk:
-        chunk = self._chunk(index, ChatDelta())
-        chunk.choices[0].logprobs = _chat_logprobs(completion)
-        chunk.choices[0].finish_reason = _reason(completion)
-        return chunk
-
-    def counts(self, completions: Sequence[Completion]) -> ChatChunk:
-        usage = _usage(completions, self.choices)
-        return ChatChunk(
-            id=self.id, created=self.created, model=self.model, choices=[], usage=usage
-        )
-
-    def whole(self, completions: Sequence[Completion]) -> ChatCompletion:
-        choices = [
-            ChatChoice(
-                index=index,
-                message=ChatAnswer(content=completion.text),
-                logprobs=_chat_logprobs(completion),
-                finish_reason=_reason(completion),
-            )
-            for index, completion in enumerate(completions)
-        ]
-        return ChatCompletion(
-            id=self.id,
-            created=self.created,
-            model=self.model,
-            choices=choices,
-            usage=_usage(completions, self.choices),
-        )
-
-    def _chunk(self, index: int, delta: ChatDelta) -> ChatChunk:
-        choice = ChatChunkChoice(index=index, delta=delta)
-        return ChatChunk(id=self.id, created=self.created, model=self.model, choices=[choice])
-
-
-@dataclass(slots=True)
-class TextShape:
-    """/v1/completions. In a stream the log-probabilities come with the ending."""
-
-    model: str
-    choices: int
-    id: str = field(default_factory=lambda: f"cmpl-{new_id()}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def opening(self, index: int) -> None:
-        return None
-
-    def piece(self, index: int, text: str) -> TextCompletion:
-        return self._answer([TextChoice(index=index, text=text)])
-
-    def ending(self, index: int, completion: Completion) -> TextCompletion:
-        return self._answer([self._choice(index, completion, "")])
-
-    def counts(self, completions: Sequence[Completion]) -> TextCompletion:
-        return self._answer([], _usage(completions, self.choices))
-
-    def whole(self, completions: Sequence[Completion]) -> TextCompletion:
-        choices = [self._choice(index, one, one.text) for index, one in enumerate(completions)]
-        return self._answer(choices, _usage(completions, self.choices))
-
-    def _choice(self, index: int, completion: Completion, text: str) -> TextChoice:
-        return TextChoice(
-            index=index,
-            text=text,
-            logprobs=_text_logprobs(completion),
-            finish_reason=_reason(completion),
-        )
-
-    def _answer(self, choices: list[TextChoice], usage: WireUsage | None = None) -> TextCompletion:
-        return TextCompletion(
-            id=self.id, created=self.created, model=self.model, choices=choices, usage=usage
-        )
-
-
-def _reason(completion: Completion) -> FinishReason:
-    reason: dict[str, Literal["length"]] = {"length": "length", "budget": "length"}
-    return reason.get(completion.finish, "stop")
-
-
-def _usage(completions: Sequence[Completion], choices: int) -> WireUsage:
-    """Prompts are counted once, however many choices each has."""
-    prompts = [completion.usage for completion in completions[::choices]]
-    prompt = sum(usage.prompt_tokens for usage in prompts)
-    decoded = sum(completion.usage.decoded_tokens for completion in completions)
-    return WireUsage(
-        prompt_tokens=prompt,
-        completion_tokens=decoded,
-        total_tokens=prompt + decoded,
-        prompt_tokens_details=PromptDetails(
-            cached_tokens=sum(usage.shared_tokens for usage in prompts)
-        ),
-    )
-
-
-def _chat_logprobs(completion: Completion) -> ChatLogprobs | None:
-    if not completion.logprobs:
-        return None
-    return ChatLogprobs(content=[_chat_token(token) for token in completion.logprobs])
-
-
-def _chat_token(token: TokenLogprob) -> ChatToken:
-    return ChatToken(
-        token=token.text,
-        logprob=token.logprob,
-        bytes=list(token.text.encode()),
-        top_logprobs=[
-            Alternative(token=text, logprob=logprob, bytes=list(text.encode()))
-            for _, text, logprob in token.top
-        ],
-    )
-
-
-def _text_logprobs(completion: Completion) -> TextLogprobs | None:
-    if not completion.logprobs:
-        return None
-    tokens = [token.text for token in completion.logprobs]
-    return TextLogprobs(
-        tokens=tokens,
-        token_logprobs=[token.logprob for token in completion.logprobs],
-        top_logprobs=[{text: lp for _, text, lp in token.top} for token in completion.logprobs],
-        text_offset=list(accumulate(map(len, tokens[:-1]), initial=0)),
-    )

@@ -15,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     field_validator,
-    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -24,12 +23,16 @@ from shoal.core.errors import nearest
 
 MAX_CHOICES = 64
 MAX_PROMPTS = 256
+MAX_SEQUENCES = 256
+"""Answers that one body may ask for: prompts times choices."""
 MAX_LOGPROBS = 20
+MAX_STOPS = 64
+MAX_TOOLS = 128
 
 _WITHOUT_EFFECT = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
-        *("parallel_tool_calls", "tool_choice", "annotations", "refusal", "audio"),
+        *("annotations", "refusal", "audio", "function_call"),
     }
 )
 
@@ -45,13 +48,16 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Part of a body: an unknown field is an error, and the nearest known one is named."""
+
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     @model_validator(mode="after")
-    def _known(self) -> _Strict:
+    def _known(self) -> Strict:
         for name, value in (self.model_extra or {}).items():
             if name not in _WITHOUT_EFFECT and value:
                 guess = nearest(name, type(self).model_fields)
@@ -66,41 +72,93 @@ class _Strict(BaseModel):
 # -- requests -----------------------------------------------------------------------------
 
 
-class ChatMessage(_Strict):
-    """A message; content in parts is joined, as far as the parts are text."""
+def joined(value: Any) -> Any:
+    """Content in parts as one text, as far as the parts are text."""
+    if not isinstance(value, list):
+        return value
+    texts = [part.get("text") for part in value if isinstance(part, dict)]
+    if len(texts) < len(value) or not all(isinstance(text, str) for text in texts):
+        raise PydanticCustomError("content", "only parts of type 'text' can be read")
+    return "".join(map(str, texts))
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text
+
+class CalledFunction(Strict):
+    name: ToolName
+    arguments: Text = "{}"
+
+
+class Call(Strict):
+    """A call that the assistant made in an earlier turn."""
+
+    id: Text
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(Strict):
+    """A message; content in parts is joined."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | None = None
     name: Text | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: Text | None = None
 
-    @field_validator("content", mode="before")
-    @classmethod
-    def _joined(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        texts = [part.get("text") for part in value if isinstance(part, dict)]
-        if len(texts) < len(value) or not all(isinstance(text, str) for text in texts):
-            raise PydanticCustomError("content", "only parts of type 'text' can be read")
-        return "".join(map(str, texts))
+    _joined = field_validator("content", mode="before")(joined)
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> ChatMessage:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise PydanticCustomError("content", "a message needs content")
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("tool_calls", "only an assistant's message calls tools")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise PydanticCustomError(
+                "tool_call_id", "a message of role 'tool' needs the tool_call_id it answers"
+            )
+        return self
 
 
-class JSONSchema(_Strict):
+class Function(Strict):
+    """A tool as it is offered to the model; ``strict`` changes nothing, calls always fit."""
+
+    name: ToolName
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Strict):
+    name: ToolName
+
+
+class NamedTool(Strict):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JSONSchema(Strict):
     name: str = ""
     description: str | None = None
     schema_: dict[str, Any] | bool = Field(default=True, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JSONSchema | None = None
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
-class Body(_Strict):
+class Body(Strict):
     """What chats and plain completions have in common; extensions follow vLLM's names."""
 
     model: str
@@ -108,7 +166,7 @@ class Body(_Strict):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Probability | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: list[Annotated[Text, Field(min_length=1)]] = []
+    stop: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=MAX_STOPS)] = []
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -121,6 +179,7 @@ class Body(_Strict):
     guided_choice: list[Text] | None = None
     guided_regex: Text | None = None
     guided_json: dict[str, Any] | Text | None = None
+    guided_grammar: Text | None = None
     cache_salt: Text | None = None
 
     @field_validator("stop", mode="before")
@@ -146,6 +205,9 @@ class ChatBody(Body):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class TextBody(Body):
@@ -176,116 +238,3 @@ def _are_tokens(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
-
-
-# -- answers ------------------------------------------------------------------------------
-
-FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-class PromptDetails(BaseModel):
-    cached_tokens: int
-
-
-class WireUsage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptDetails
-
-
-class Alternative(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChatToken(Alternative):
-    top_logprobs: list[Alternative]
-
-
-class ChatLogprobs(BaseModel):
-    content: list[ChatToken]
-
-
-class TextLogprobs(BaseModel):
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-
-
-class ChatAnswer(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-
-
-class ChatDelta(BaseModel):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-    @model_serializer
-    def _what_is_new(self) -> dict[str, str]:
-        return {name: value for name, value in self if value is not None}
-
-
-class ChatChoice(BaseModel):
-    index: int
-    message: ChatAnswer
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason
-
-
-class ChatChunkChoice(BaseModel):
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
-
-
-class TextChoice(BaseModel):
-    index: int
-    text: str
-    logprobs: TextLogprobs | None = None
-    finish_reason: FinishReason | None = None
-
-
-class Answer(BaseModel):
-    """What whole answers and chunks have in common; ``created`` is in seconds since the epoch."""
-
-    id: str
-    created: int
-    model: str
-
-
-class ChatCompletion(Answer):
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-    usage: WireUsage
-
-
-class ChatChunk(Answer):
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChatChunkChoice]
-    usage: WireUsage | None = None
-
-
-class TextCompletion(Answer):
-    """A whole plain completion, and a chunk of one: OpenAI gives both the same shape."""
-
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[TextChoice]
-    usage: WireUsage | None = None
-
-
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "shoal"
-    max_model_len: int | None = None
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelCard]

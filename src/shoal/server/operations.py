@@ -1,0 +1,45 @@
+"""/health, /metrics and /v1/models: what is served, and how it is."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HTTPRequest
+
+from shoal.server.answers import ModelCard, ModelList
+from shoal.server.errors import ApiError
+from shoal.server.service import Service, tenant_of
+
+
+def router(service: Service) -> APIRouter:
+    """The routes over one service."""
+    routes = APIRouter()
+
+    def card() -> ModelCard:
+        return ModelCard(
+            id=service.model_name,
+            created=service.created,
+            max_model_len=service.engine.info.context_tokens,
+        )
+
+    @routes.get("/health")
+    async def health() -> dict[str, str]:
+        if service.gate.draining:  # balancers send requests elsewhere
+            raise ApiError(503, "The server is stopping.", code="stopping", retry_after=1)
+        return {"status": "ok"}
+
+    @routes.get("/metrics")
+    async def metrics(http: HTTPRequest) -> Response:
+        if not tenant_of(http).metrics:
+            raise ApiError(403, "This key may not read the metrics, which name all tenants.")
+        return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
+
+    @routes.get("/v1/models")
+    async def models() -> ModelList:
+        return ModelList(data=[card()])
+
+    @routes.get("/v1/models/{name:path}")
+    async def model(name: str) -> ModelCard:
+        service.check_model(name)
+        return card()
+
+    return routes
