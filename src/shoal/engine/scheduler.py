@@ -57,7 +57,7 @@ class Scheduler:
         self.tree = tree
         self.sharing = sharing
         self.rows = rows
-        self.waiting: Policy = policy or ArrivalOrder()
+        self.waiting: Policy = ArrivalOrder() if policy is None else policy
         self.running: dict[Job, None] = {}  # in order of admission
         self.preemptions = 0
         self.meter = Meter()
