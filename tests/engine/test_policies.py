@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dry_run import DryRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,9 +19,6 @@ from shoal.engine.batch.prefixes import find_prefixes
 from shoal.engine.local import LocalEngine
 from shoal.engine.policies import ArrivalOrder, LongestPrefix
 from shoal.models.loading import Model, load
-
-sys.path.insert(0, str(Path(__file__).parent))
-from dry_run import DryRun
 
 PROMPTS = st.lists(
     st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=9), st.integers(1, 6)),
@@ -95,7 +93,7 @@ def test_life_spans_do_not_overlap_more_than_memory_allows() -> None:
     assert sorted(span.tokens for span in policy.spans) == [40] * 5
     assert all(span.prompts == 4 for span in policy.spans)
     spans = sorted((span.opened, span.closed) for span in policy.spans)
-    for (_, closed), (opened, _) in zip(spans, spans[1:], strict=False):
+    for (_, closed), (opened, _) in pairwise(spans):
         assert closed <= opened  # two documents do not fit
 
 
