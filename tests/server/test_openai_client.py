@@ -275,9 +275,9 @@ def test_unknown_models_and_paths(url: str) -> None:
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError, match="It serves 'small'"):
         client(url).models.retrieve("gpt-4")
-    answer = httpx.post(f"{url}/embeddings", json={})
+    answer = httpx.post(f"{url}/pictures", json={})
     assert answer.status_code == 404
-    assert answer.json()["error"]["message"] == "This server has no POST /v1/embeddings."
+    assert answer.json()["error"]["message"] == "This server has no POST /v1/pictures."
 
 
 def test_bodies_that_are_none(start: Start) -> None:

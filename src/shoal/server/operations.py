@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from fastapi import Request as HTTPRequest
 
+from shoal.models import embedder
 from shoal.server.answers import ModelCard, ModelList
 from shoal.server.errors import ApiError
 from shoal.server.service import Service, tenant_of
@@ -14,12 +15,8 @@ def router(service: Service) -> APIRouter:
     """The routes over one service."""
     routes = APIRouter()
 
-    def card() -> ModelCard:
-        return ModelCard(
-            id=service.model_name,
-            created=service.created,
-            max_model_len=service.engine.info.context_tokens,
-        )
+    def card(name: str, tokens: int | None) -> ModelCard:
+        return ModelCard(id=name, created=service.created, max_model_len=tokens)
 
     @routes.get("/health")
     async def health() -> dict[str, str]:
@@ -35,11 +32,14 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> ModelList:
-        return ModelList(data=[card()])
+        """The model that answers: clients take the first, or the only one there is."""
+        return ModelList(data=[card(service.model_name, service.engine.info.context_tokens)])
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> ModelCard:
+        if name == embedder.NAME and embedder.available():
+            return card(name, embedder.MAX_TOKENS)
         service.check_model(name)
-        return card()
+        return card(name, service.engine.info.context_tokens)
 
     return routes

@@ -51,7 +51,7 @@ def chat_talk(body: ChatBody) -> Talk:
         raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     return Talk(
-        tuple(map(_message, body.messages)),
+        tuple(map(message_of, body.messages)),
         max_tokens=CHAT_TOKENS if limit is None else limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=_grammar(body),
@@ -89,7 +89,8 @@ def talk_requests(
     )
 
 
-def _message(one: ChatMessage) -> Message:
+def message_of(one: ChatMessage) -> Message:
+    """A message of a chat."""
     calls = tuple(
         ToolCall(call.id, call.function.name, call.function.arguments)
         for call in one.tool_calls or ()
