@@ -180,9 +180,16 @@ class LocalEngine:
         """Exact count, chat template included."""
         return len(self._encode(prompt))
 
-    def encode(self, prompt: Prompt, salt: str = "") -> list[int]:
-        """See :meth:`shoal.core.protocols.TokenCodec.encode`."""
-        return self._encode(prompt, salt=salt)
+    def encode(
+        self, prompt: Prompt, salt: str = "", *, tools: tuple[ToolSpec, ...] = ()
+    ) -> list[int]:
+        """See :meth:`shoal.core.protocols.TokenCodec.encode`; ``tools`` are part of a prompt."""
+        return self._encode(prompt, tools=tools, salt=salt)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of cache that a token takes."""
+        return self._pool.token_bytes
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See :meth:`shoal.core.protocols.TokenCodec.decode`."""
