@@ -119,7 +119,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(_invalid(error.errors()))
+        return error_response(invalid(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -133,7 +133,7 @@ def install(app: FastAPI) -> None:
         return error_response(ApiError(500, f"The server failed ({type(error).__name__})."))
 
 
-def _invalid(errors: Sequence[Any]) -> ApiError:
+def invalid(errors: Sequence[Any]) -> ApiError:
     """A sentence for the first thing that is wrong with a body."""
     first = errors[0]
     if first["type"] == "json_invalid":
