@@ -4,26 +4,32 @@ from shoal.agents.config import dump_team, parse_team
 from shoal.agents.events import OnEvent, TeamEvent, TeamResult
 from shoal.agents.library import load_team, packaged_teams
 from shoal.agents.material import Material
+from shoal.agents.outside import Human, Question, Remote
 from shoal.agents.replay import Difference, diff, replay
 from shoal.agents.report import Comparison, SharingReport, compare, sharing_report
 from shoal.agents.room import Room, material_room
 from shoal.agents.scheduler import run
 from shoal.agents.team import Agent, Channel, Protocol, Script, Team
+from shoal.agents.tools import Tool, tool
 
 __all__ = [
     "Agent",
     "Channel",
     "Comparison",
     "Difference",
+    "Human",
     "Material",
     "OnEvent",
     "Protocol",
+    "Question",
+    "Remote",
     "Room",
     "Script",
     "SharingReport",
     "Team",
     "TeamEvent",
     "TeamResult",
+    "Tool",
     "compare",
     "diff",
     "dump_team",
@@ -34,4 +40,5 @@ __all__ = [
     "replay",
     "run",
     "sharing_report",
+    "tool",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,12 +10,16 @@ from typing import Any
 
 from shoal.agents.events import FailureAction, OnEvent, TurnDelta, TurnFailed, TurnStarted
 from shoal.agents.failures import FailurePolicy
+from shoal.agents.lockstep import Voice, write_together
+from shoal.agents.outside import Human, Model, Outside, Remote, Script
 from shoal.agents.prompt import Piece
-from shoal.agents.team import Agent, Member, Script
+from shoal.agents.strategies import Session, described, strategies
+from shoal.agents.team import Agent, Member
 from shoal.agents.turns import Turn
 from shoal.core import rng
 from shoal.core.budget import Budget, Reservation
-from shoal.core.errors import BudgetExhausted, EngineError
+from shoal.core.errors import BudgetExhausted, EngineError, ShoalError
+from shoal.core.log import EventLog
 from shoal.core.protocols import Completion, Delta, Engine, Grammar, OnDelta, Request, Sampling
 from shoal.core.records import Finish, Message, Step, ToolCall, Usage
 
@@ -49,7 +52,7 @@ class Job:
     budget: Budget
     reservation: Reservation | None = None
     recorded: Step | None = None
-    model: str | Script | None = None
+    model: Model | None = None
     answer: Answer = field(default_factory=Answer)
     data: dict[str, Any] = field(default_factory=dict)
     pieces: tuple[Piece, ...] = ()
@@ -71,6 +74,8 @@ class Desk:
     nested: Nested
     emit: OnEvent | None
     policy: FailurePolicy
+    log: EventLog
+    outside: Outside
 
     async def take(self, jobs: Sequence[Job]) -> None:
         """Answer all jobs, trying again as the policy says; each job then has its answer."""
@@ -137,16 +142,23 @@ class Desk:
 
     async def _attempt(self, jobs: Sequence[Job]) -> None:
         by_engine: dict[str, list[Job]] = {}
+        joint: list[Job] = []
         waits: list[Coroutine[Any, Any, None]] = []
         for job in jobs:
             if self.emit is not None:
                 self.emit(TurnStarted(job.path, job.superstep, bool(job.turn.choices)))
-            if isinstance(job.model, str):
+            if job.turn.joint:
+                joint.append(job)
+            elif isinstance(job.model, str) and _at_once(job):
                 by_engine.setdefault(job.model, []).append(job)
-            elif isinstance(job.model, Script):
-                waits.append(_play(job, job.model))
+            elif isinstance(job.model, str):
+                waits.append(self._deliberate(job, self.engines[job.model]))
+            elif job.model is not None:
+                waits.append(self._reach(job, job.model))
             else:
                 waits.append(self._nest(job))
+        if joint:
+            waits.append(self._agree(joint))
         waits += [self._generate(self.engines[key], group) for key, group in by_engine.items()]
         if len(waits) == 1:
             await waits[0]
@@ -155,6 +167,53 @@ class Desk:
 
     async def _nest(self, job: Job) -> None:
         job.answer = await self.nested(job)
+
+    async def _reach(self, job: Job, model: Script | Human | Remote) -> None:
+        request = Request(job.prompt, job.sampling, _grammar(job.turn))
+        spent = job.answer.usage
+        try:
+            completion = await self.outside.answer(model, job.path, request)
+        except ShoalError as error:
+            job.answer = Answer(usage=spent, error=str(error))
+        else:
+            job.answer = _answer(completion, spent)
+
+    async def _deliberate(self, job: Job, engine: Engine) -> None:
+        """A turn of several requests, by the member's strategy."""
+        assert isinstance(job.member, Agent)
+        spent = job.answer.usage
+        session = Session(
+            job, engine, self.log, job.member.kit, self._listener([job]), again=job.attempts > 1
+        )
+        try:
+            completion = await strategies.make(job.member.strategy)(session)
+        except EngineError as error:
+            down = session.requests < 2
+            job.answer = Answer(usage=spent + session.usage, error=str(error), engine_down=down)
+        else:
+            answer = _answer(replace(completion, usage=session.usage), spent)
+            job.answer = replace(answer, tool_calls=tuple(session.calls), how=session.how)
+        finally:
+            session.release()
+        job.data.update(described(session))
+
+    async def _agree(self, jobs: Sequence[Job]) -> None:
+        """One answer for all, token by token; the first member's sampling holds."""
+        voices = []
+        for job in jobs:
+            if not isinstance(job.model, str):
+                for each in jobs:
+                    each.answer = Answer(error=f"{job.path} has no engine to write together with")
+                return
+            voices.append(Voice(self.engines[job.model], job.prompt))
+        try:
+            completions = await write_together(voices, jobs[0].sampling)
+        except EngineError as error:
+            for job in jobs:
+                job.answer = Answer(usage=job.answer.usage, error=str(error))
+            return
+        for job, completion in zip(jobs, completions, strict=True):
+            job.answer = _answer(completion, job.answer.usage)
 
     async def _generate(self, engine: Engine, jobs: Sequence[Job]) -> None:
         requests = [Request(job.prompt, job.sampling, _grammar(job.turn)) for job in jobs]
@@ -189,12 +248,10 @@ async def _together(waits: Sequence[Coroutine[Any, Any, None]]) -> None:
         raise failures.exceptions[0] from None
 
 
-async def _play(job: Job, script: Script) -> None:
-    try:
-        text = script.fn(job.prompt, job.sampling.seed)
-        job.answer = Answer(await text if inspect.isawaitable(text) else text)
-    except Exception as error:  # a member that crashes must not take the team with it
-        job.answer = Answer(error=f"{script.name} raised {type(error).__name__}: {error}")
+def _at_once(job: Job) -> bool:
+    """Whether a turn is one request."""
+    plain = not isinstance(job.member, Agent) or job.member.strategy == "answer"
+    return plain or bool(job.turn.choices) or "hand_back" in job.data
 
 
 def _grammar(turn: Turn) -> Grammar | None:
@@ -233,6 +290,6 @@ def chosen(text: str, choices: Sequence[str]) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-def model_of(member: Member) -> str | Script | None:
-    """The engine key or script that speaks for a member; None for a team."""
+def model_of(member: Member) -> Model | None:
+    """What speaks for a member; None for a team."""
     return member.model if isinstance(member, Agent) else None

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shoal.agents.channels import Channel
 from shoal.agents.config_errors import explained
+from shoal.agents.outside import model_from, named
 from shoal.agents.rules import Call, from_table, parse
 from shoal.agents.team import MOST_COPIES, Agent, Member, Protocol, Reads, Team
 from shoal.core.budget import Limits
@@ -102,6 +103,8 @@ class _Member(_Table):
     stop: list[str] | None = None
     min_tokens: _Count | None = None
     dense: bool = False
+    strategy: _Rule = "answer"
+    tools: list[str] = []
 
 
 class _Team(_Table):
@@ -205,12 +208,14 @@ def _member(config: _Member, load: LoadTeam | None) -> Member:
         name=config.name,
         role=config.role.strip(),
         objective=config.objective.strip(),
-        model=config.model,
+        model=model_from(config.model),
         reads=config.reads,
         copies=config.copies,
         sampling=sampling,
         limits=_limits(config.limits),
         dense=config.dense,
+        strategy=_called(config.strategy),
+        tools=tuple(config.tools),
     )
 
 
@@ -282,11 +287,22 @@ def _dumped(team: Team) -> dict[str, Any]:
 def _dumped_member(member: Member) -> dict[str, Any]:
     if isinstance(member, Team):
         return {"name": member.name, "team": _dumped(member)}
-    if not isinstance(member.model, str):
+    model = named(member.model)
+    if model is None:
         raise ConfigError(f"Member {member.name!r} is a function, which no file can hold.")
     table = {"name": member.name, **_given(member, ("role", "objective"))}
-    usuals = (("model", "default"), ("reads", "all"), ("copies", 1), ("dense", False))
-    for name, usual in usuals:
+    if model != "default":
+        table["model"] = model
+    if member.strategy != "answer":
+        table["strategy"] = _rule(member.strategy)
+    if member.tools:
+        if not all(isinstance(one, str) for one in member.tools):
+            raise ConfigError(
+                f"Member {member.name!r} has tools that are functions, which no file can hold: "
+                "offer them by name, through an entry point of the group shoal.tools."
+            )
+        table["tools"] = list(member.tools)
+    for name, usual in (("reads", "all"), ("copies", 1), ("dense", False)):
         if getattr(member, name) != usual:
             table[name] = getattr(member, name)
     usual_sampling = Sampling()

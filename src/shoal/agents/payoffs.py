@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from shoal.agents.rules import NOBODY, Registry, Rule, Shares
+from shoal.agents.payloads import json_in
+from shoal.agents.rules import NOBODY, Member, Registry, Rule, Shares
 from shoal.agents.votes import ballot
 
 if TYPE_CHECKING:
@@ -113,6 +114,22 @@ def mixed(alpha: Annotated[float, Field(ge=0, le=1)] = 0.5, worth: Rule = "numbe
 
     told = f"You gain {alpha:.0%} of the common result's worth and {1 - alpha:.0%} of your own's."
     return Payoff(told, share)
+
+
+@payoffs.register("scored")
+def scored(by: Member) -> Payoff:
+    """Shares are the numbers by name in the last JSON object that a member (a referee) said."""
+
+    def share(state: State, result: str | None) -> Mapping[str, float]:
+        said = state.last(by)
+        found = json_in(said.output) if said is not None else {}
+        return {
+            name: float(value)
+            for name in state.names
+            if isinstance(value := found.get(name), int | float)
+        }
+
+    return Payoff(f"{by} keeps the score.", share)
 
 
 def _own(state: State, name: str, worth: Worth) -> float:

@@ -22,6 +22,7 @@ from typing import Any
 from shoal.agents.events import OnEvent, RunEnded, RunStarted, TeamResult
 from shoal.agents.failures import failure_policies
 from shoal.agents.material import Material, as_material
+from shoal.agents.outside import Ask, Outside
 from shoal.agents.prompt import DEFAULT_PREAMBLE
 from shoal.agents.replay import in_order
 from shoal.agents.superstep import Aborted, Context
@@ -45,6 +46,7 @@ async def run(
     seed: int = 0,
     run_id: str | None = None,
     on_event: OnEvent | None = None,
+    ask: Ask | None = None,
 ) -> TeamResult:
     """Let a team work on a task (its own where none is given) and return how that ended.
 
@@ -52,6 +54,8 @@ async def run(
     the only one. On a ``log`` that holds turns of the same run, these are taken as they are,
     their cost is booked, and the run goes on after them: it ends as if it had never stopped.
     Cancelling leaves the log resumable; a turn that was under way is not in it.
+
+    ``ask`` puts questions to members that are people; without it they are asked at the terminal.
 
     Raises :class:`ConfigError` where the log holds another run or a member's model is unknown,
     :class:`LogError` where the log cannot be written. Failing members raise nothing: the
@@ -77,7 +81,7 @@ async def run(
     if on_event is not None:
         on_event(RunStarted(run_id, team.name, task, team.names, len(recorded)))
     preamble = team.preamble or DEFAULT_PREAMBLE
-    context = Context(run_id, engines, log, seed, preamble, on_event, recorded)
+    context = Context(run_id, engines, log, seed, preamble, on_event, recorded, Outside(ask))
     ending = _ended(log)
     if ending is not None:
         context.steps = list(recorded.values())
@@ -86,7 +90,10 @@ async def run(
         if resumed:
             budget.spend(0, calls=0, seconds=log.seconds())
             log.append("resume", {})
-        ending = await _work(context, team, task, material, budget)
+        try:
+            ending = await _work(context, team, task, material, budget)
+        finally:
+            await context.outside.close()
     episode = Episode(
         id=run_id,
         task=task,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from shoal.agents.answering import Desk, Job, Nested, model_of
 from shoal.agents.events import OnEvent, SuperstepEnded, SuperstepStarted, TurnEnded
 from shoal.agents.failures import failure_policies
+from shoal.agents.outside import Outside
 from shoal.agents.payloads import Heard
 from shoal.agents.prompt import PromptWriter, handing_back, split_common
 from shoal.agents.state import State
@@ -32,6 +33,7 @@ class Context:
     preamble: str
     emit: OnEvent | None
     recorded: dict[str, Step]
+    outside: Outside = field(default_factory=Outside)
     steps: list[Step] = field(default_factory=list)
 
 
@@ -72,7 +74,9 @@ class SuperstepRunner:
         self._path = path
         self._reuses = state.wiring.carries("kv")
         self._policy = failure_policies.make(state.team.protocol.on_failure)
-        self._desk = Desk(context.engines, nested, context.emit, self._policy)
+        self._desk = Desk(
+            context.engines, nested, context.emit, self._policy, context.log, context.outside
+        )
         self._budget = budget
         self._budgets = {
             name: budget
@@ -140,7 +144,8 @@ class SuperstepRunner:
     def _recall(self, job: Job, step: Step) -> None:
         """Book what a logged turn cost beside its reservation: retries, and turns inside it."""
         if job.reservation is not None:
-            job.budget.spend(0, calls=int(step.data.get("attempts", 1)) - 1)
+            more = int(step.data.get("attempts", 1)) - 1 + int(step.data.get("requests", 1)) - 1
+            job.budget.spend(0, calls=more)
         if isinstance(job.member, Team):
             inside = step.data["inside"]
             self._budget.spend(inside["tokens"], calls=inside["calls"])

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shoal.agents.channels import Channel, Channels, known_member, lay, topologies
 from shoal.agents.failures import FailurePolicy, failure_policies
+from shoal.agents.outside import Human, Model, Remote, Script
 from shoal.agents.payoffs import Payoff, payoffs
 from shoal.agents.reducers import Reducer, reducers
 from shoal.agents.rewires import Rewire, rewires
-from shoal.agents.rules import Call, Registry
+from shoal.agents.rules import Call, Registry, parse
 from shoal.agents.stops import Stop, is_finite, stop_rules
+from shoal.agents.strategies import ANSWER, Strategy, strategies
+from shoal.agents.tools import Tool, tool, tools
 from shoal.agents.turns import FINISH, TurnRule, turn_rules
 from shoal.core.budget import Limits
 from shoal.core.errors import ConfigError
 from shoal.core.protocols import Sampling
-from shoal.core.records import Message
 
-__all__ = ["Agent", "Channel", "Member", "Protocol", "Reads", "Script", "Team"]
+__all__ = [
+    "Agent",
+    "Channel",
+    "Human",
+    "Member",
+    "Protocol",
+    "Reads",
+    "Remote",
+    "Script",
+    "Team",
+]
 
 Reads = Literal["all", "part", "none"]
 
@@ -30,26 +42,14 @@ _NAME = re.compile(r"[^\W\d][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
-    """A model that is a Python function of the messages and the turn's seed.
-
-    It may be async; a plain one runs on the event loop, so it should be quick.
-    """
-
-    fn: Callable[[tuple[Message, ...], int], str | Awaitable[str]]
-    name: str = "script"
-
-    def __repr__(self) -> str:
-        return f"Script({self.name!r})"
-
-
-@dataclass(frozen=True, slots=True)
 class Agent:
     """A member: who it is, what it reads and what it may spend.
 
     role       what it is told to do, at the very end of its prompt
     objective  what it is after, in one sentence
-    model      the key of an engine, or a Script
+    model      the key of an engine; or a Script, a Human, a Remote agent
+    strategy   how it takes its turns: it answers, calls tools, reflects
+    tools      what it may call: names, functions with type hints, or Tools
     reads      the whole material; one part (there is then one copy per part); or none of it
     copies     how many alike, told apart by name and seed
     sampling   how its tokens are chosen; the seed comes from the run
@@ -59,12 +59,21 @@ class Agent:
     name: str
     role: str = ""
     objective: str = ""
-    model: str | Script = "default"
+    model: Model = "default"
     reads: Reads = "all"
     copies: int = 1
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
     dense: bool = False
+    strategy: str | Call | Strategy = "answer"
+    tools: tuple[str | Tool | Callable[..., Any], ...] = ()
+
+    @property
+    def kit(self) -> tuple[Tool, ...]:
+        """The tools themselves."""
+        return tuple(
+            tools.make(one) if isinstance(one, str | Tool) else tool(one) for one in self.tools
+        )
 
     def __post_init__(self) -> None:
         _check_name(self.name, "member")
@@ -76,6 +85,24 @@ class Agent:
             raise ConfigError(
                 f"Member {self.name!r} has one copy for each part of the material: "
                 "leave copies out, or let it read all."
+            )
+        strategies.make(self.strategy)
+        names = [one.name for one in self.kit]
+        if len(set(names)) < len(names) or ANSWER in names:
+            raise ConfigError(
+                f"Member {self.name!r} has tools named {', '.join(names)}: give each its own "
+                f"name, and none the name {ANSWER!r}."
+            )
+        uses = isinstance(self.strategy, str | Call) and _is_tools(self.strategy)
+        if isinstance(self.strategy, str | Call) and uses != bool(names):
+            raise ConfigError(
+                f"Member {self.name!r} has {len(names)} tools and the strategy "
+                f"{str(self.strategy)!r}: tools and the strategy 'tools' belong together."
+            )
+        if self.strategy != "answer" and not isinstance(self.model, str):
+            raise ConfigError(
+                f"Member {self.name!r} has the strategy {str(self.strategy)!r}, which needs an "
+                "engine to ask: leave it out for people, functions and remote agents."
             )
 
 
@@ -143,7 +170,7 @@ class Team:
         return tuple(member.name for member in self.members)
 
     def _ends(self) -> bool:
-        scripted = any(isinstance(m, Agent) and isinstance(m.model, Script) for m in self.members)
+        scripted = any(isinstance(m, Agent) and not isinstance(m.model, str) for m in self.members)
         limits = self.limits
         return (
             is_finite(self.protocol.until)
@@ -177,6 +204,10 @@ class Team:
 
 
 Member = Agent | Team
+
+
+def _is_tools(strategy: str | Call) -> bool:
+    return (parse(strategy) if isinstance(strategy, str) else strategy).name == "tools"
 
 
 def _check_name(name: str, what: str) -> None:

@@ -15,7 +15,7 @@ from shoal.agents.rewires import NO_CHANGE, Change, rewires
 from shoal.agents.state import State
 from shoal.agents.stops import stop_rules
 from shoal.agents.superstep import Aborted, Context, SuperstepRunner
-from shoal.agents.team import Agent, Script, Team
+from shoal.agents.team import Agent, Team
 from shoal.agents.turns import Turn, turn_rules
 from shoal.core import rng
 from shoal.core.budget import Budget
@@ -178,7 +178,7 @@ class TeamRun:
 
     def _batches(self, turn: Turn, notes: tuple[Heard, ...]) -> list[tuple[Heard, ...]]:
         member = self._state.member[turn.member]
-        if not isinstance(member, Agent) or isinstance(member.model, Script):
+        if not isinstance(member, Agent) or not isinstance(member.model, str):
             return [notes]
         engine = self._context.engines[member.model]
         context = engine.info.context_tokens
