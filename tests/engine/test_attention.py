@@ -43,7 +43,7 @@ class World:
         rows = sum(work.count for work in works)
         q, k, v = torch.randn(rows, K * G, D), torch.randn(rows, K, D), torch.randn(rows, K, D)
         attend = StepAttention(works, self.pool)
-        out = attend(0, q, k, v)
+        out = attend(0, q, torch.stack((k, v), 1))
         assert attend.tokens_computed == rows
         keys, values = self.pool.keys[0], self.pool.values[0]
         row = 0

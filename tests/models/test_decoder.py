@@ -91,9 +91,9 @@ def test_rows_of_several_sequences_do_not_disturb_each_other(save_tiny: SaveTiny
     first, second = torch.arange(7), torch.arange(100, 112)
     alone = [decoder.forward(ids, torch.arange(len(ids)), causal_attend) for ids in (first, second)]
 
-    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         parts = [slice(0, 7), slice(7, 19)]
-        return torch.cat([causal_attend(layer, q[part], k[part], v[part]) for part in parts])
+        return torch.cat([causal_attend(layer, q[part], kv[part]) for part in parts])
 
     positions = torch.cat([torch.arange(7), torch.arange(12)])
     together = decoder.forward(torch.cat([first, second]), positions, attend)

@@ -9,7 +9,8 @@ import torch
 
 from shoal.models.decoder import causal_attend
 from shoal.models.loading import load
-from shoal.models.packed import GROUP, PACKED_ROWS, Int4, Int8, pack
+from shoal.models.packed import GROUP, PACKED_ROWS, Int4, Int8, blocked
+from shoal.models.packed import packed as pack
 from shoal.models.quality import divergence
 
 
@@ -21,11 +22,11 @@ def test_a_matrix_on_a_grid_of_sixteen_values_takes_four_bits() -> None:
     codes = torch.randint(0, 16, (N, K // GROUP, GROUP)).float()
     codes[..., 0], codes[..., 1] = 0, 15
     weight = (codes * step + low).view(N, K)
-    packed = pack(weight.bfloat16())
-    assert isinstance(packed, Int4)
+    small = pack(weight.bfloat16())
+    assert isinstance(small, Int4)
     x = torch.randn(3, K).bfloat16()
     expected = x.float() @ weight.T
-    error = (packed.apply(x).float() - expected).square().mean() / expected.square().mean()
+    error = (small.apply(x).float() - expected).square().mean() / expected.square().mean()
     assert error.sqrt() < 0.01
 
 
@@ -33,13 +34,13 @@ def test_any_other_matrix_takes_eight_bits() -> None:
     torch.manual_seed(0)
     weight = torch.randn(64, 96)
     weight[3] = 0
-    packed = pack(weight)
-    assert isinstance(packed, Int8)
-    rounded = packed.codes.float() * packed.scale.float()[:, None]
-    assert ((rounded - weight).abs() <= 0.51 * packed.scale.float()[:, None]).all()
+    small = pack(weight)
+    assert isinstance(small, Int8)
+    rounded = small.codes.float() * small.scale.float()[:, None]
+    assert ((rounded - weight).abs() <= 0.51 * small.scale.float()[:, None]).all()
     x = torch.randn(2, 96).bfloat16()
-    torch.testing.assert_close(packed.apply(x).float(), x.float() @ rounded.T, rtol=0.01, atol=0.05)
-    assert packed.apply(x)[:, 3].abs().max() == 0
+    torch.testing.assert_close(small.apply(x).float(), x.float() @ rounded.T, rtol=0.01, atol=0.05)
+    assert small.apply(x)[:, 3].abs().max() == 0
 
 
 @pytest.mark.parametrize("shape", [(30, 96), (64, 80)])
@@ -65,7 +66,6 @@ def test_divergence_is_measured_with_packed_matrices_at_every_row(tiny_model: Pa
     plain, packed = (load(str(tiny_model), dtype=dtype) for dtype in ("bf16", "packed"))
     texts = ["A shoal of fish moves as one."]
     assert 0 < divergence(packed, plain, texts).kl < 0.02
-    assert packed.decoder.packed_rows == PACKED_ROWS
 
 
 @pytest.mark.model
@@ -75,3 +75,19 @@ def test_the_packaged_model_keeps_its_four_bits() -> None:
     assert isinstance(matrix, Int4)
     text = "A shoal is many fish that swim together, and nobody leads them. " * 2
     assert divergence(packed, plain, [text]).kl < 0.02
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_the_blocked_layout_changes_no_bit(rows: int) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(96, 64).bfloat16(), torch.randn(96).bfloat16()
+    laid_out, x = blocked(weight), torch.randn(rows, 64).bfloat16()
+    if isinstance(laid_out, torch.Tensor):
+        pytest.skip("this processor has no bf16 kernels with a layout of their own")
+    expected = torch.nn.functional.linear(x, weight, bias)
+    assert torch.equal(laid_out.apply(x, bias), expected)
+
+
+def test_fp32_matrices_stay_as_they_are() -> None:
+    weight = torch.randn(8, 8)
+    assert blocked(weight) is weight

@@ -64,7 +64,7 @@ class StepAttention:
 
     def __init__(self, works: Sequence[Work], pool: KVPool) -> None:
         self._pool = pool
-        self._dtype = pool.keys.dtype
+        self._dtype = pool.slab.dtype
         self.slots_T = torch.tensor(
             [
                 slot
@@ -147,30 +147,24 @@ class StepAttention:
         places = torch.tensor(kept)
         return _Gathered(rows_WC, slots_WL, bias_WCL, places, rows[places])
 
-    def __call__(
-        self, layer: int, q_THd: torch.Tensor, k_TKd: torch.Tensor, v_TKd: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, q_THd: torch.Tensor, kv_T2Kd: torch.Tensor) -> torch.Tensor:
         """Store the rows' keys and values, return attention [T, H, d]."""
-        keys_NKd, values_NKd = self._pool.keys[layer], self._pool.values[layer]
-        keys_NKd.index_copy_(0, self.slots_T, k_TKd)
-        values_NKd.index_copy_(0, self.slots_T, v_TKd)
+        slab_N2Kd = self._pool.slab[layer]
+        slab_N2Kd.index_copy_(0, self.slots_T, kv_T2Kd)
         if layer == 0:
             self.tokens_computed += len(q_THd)
 
         T, H, d = q_THd.shape
-        K = k_TKd.shape[1]
+        K = kv_T2Kd.shape[2]
         G = H // K
         q_TKGd = q_THd.view(T, K, G, d)
         out_TKGd = q_THd.new_empty(T, K, G, d)
         lse_TKG = torch.empty(T, K, G, dtype=torch.float32)
 
         for rows in self._causal:
+            kv_2Krd = kv_T2Kd[rows].permute(1, 2, 0, 3)
             out, lse = _flash(
-                q_THd[rows].transpose(0, 1)[None],
-                k_TKd[rows].transpose(0, 1)[None],
-                v_TKd[rows].transpose(0, 1)[None],
-                0.0,
-                True,
+                q_THd[rows].transpose(0, 1)[None], kv_2Krd[:1], kv_2Krd[1:], 0.0, True
             )
             out_TKGd[rows] = out[0].transpose(0, 1).unflatten(1, (K, G))
             lse_TKG[rows] = lse[0].T.unflatten(1, (K, G))
@@ -178,9 +172,8 @@ class StepAttention:
         for part in self._gathered:
             W, C = part.rows_WC.shape
             L = part.slots_WL.shape[1]
-            flat = part.slots_WL.flatten()
-            k_WKLd = keys_NKd.index_select(0, flat).view(W, L, K, d).transpose(1, 2)
-            v_WKLd = values_NKd.index_select(0, flat).view(W, L, K, d).transpose(1, 2)
+            kv_WL2Kd = slab_N2Kd.index_select(0, part.slots_WL.flatten()).view(W, L, 2, K, d)
+            k_WKLd, v_WKLd = kv_WL2Kd.transpose(1, 3).unbind(2)
             padded = part.rows if part.kept is None else part.rows_WC.flatten()
             q_WKCGd = q_TKGd[padded].view(W, C, K, G, d).transpose(1, 2)
             bias = part.bias_WCL[:, None, :, None].expand(W, 1, C, G, L).flatten(2, 3)
@@ -193,27 +186,24 @@ class StepAttention:
             lse_TKG[part.rows] = lse_RKG
 
         for span in self._spans:
-            out_RKGd, lse_RKG = self._read(span, keys_NKd, values_NKd, q_TKGd[span.rows])
-            known_RKG = lse_TKG[span.rows]
-            weight = torch.sigmoid(lse_RKG - known_RKG).to(self._dtype).unsqueeze(-1)
-            out_TKGd[span.rows] = torch.lerp(out_TKGd[span.rows], out_RKGd, weight)
-            lse_TKG[span.rows] = torch.logaddexp(known_RKG, lse_RKG)
+            seen_RKGd, seen_RKG = self._read(span, slab_N2Kd, q_TKGd[span.rows])
+            out_RKGd, lse_RKG = out_TKGd[span.rows], lse_TKG[span.rows]  # views of a slice
+            out_RKGd.lerp_(seen_RKGd, torch.sigmoid(seen_RKG - lse_RKG).to(q_THd.dtype)[..., None])
+            torch.logaddexp(lse_RKG, seen_RKG, out=lse_RKG)
+            if not isinstance(span.rows, slice):
+                out_TKGd[span.rows], lse_TKG[span.rows] = out_RKGd, lse_RKG
         return out_TKGd.view(T, H, d)
 
     @staticmethod
     def _read(
-        span: _Span, keys_NKd: torch.Tensor, values_NKd: torch.Tensor, q_RKGd: torch.Tensor
+        span: _Span, slab_N2Kd: torch.Tensor, q_RKGd: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention of stacked queries over one span: [R, K, G, d] and its lse [R, K, G]."""
         R, K, G, d = q_RKGd.shape
         S, slots = span.pieces, slice(span.start, span.start + span.length)
-        out_SKrd, lse_SKr = _flash(
-            q_RKGd.transpose(0, 1).reshape(1, K, R * G, d).expand(S, K, R * G, d),
-            keys_NKd[slots].view(S, -1, K, d).transpose(1, 2),
-            values_NKd[slots].view(S, -1, K, d).transpose(1, 2),
-            0.0,
-            False,
-        )
+        k_SKLd, v_SKLd = slab_N2Kd[slots].view(S, -1, 2, K, d).transpose(1, 3).unbind(2)
+        q_SKrd = q_RKGd.transpose(0, 1).reshape(1, K, R * G, d).expand(S, K, R * G, d)
+        out_SKrd, lse_SKr = _flash(q_SKrd, k_SKLd, v_SKLd, 0.0, False)
         if S > 1:
             lse_Kr = lse_SKr.logsumexp(0)
             share_SKr = (lse_SKr - lse_Kr).exp()

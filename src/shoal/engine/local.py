@@ -64,7 +64,7 @@ class LocalEngine:
         )
         self._scheduler = Scheduler(PrefixTree(self._pool.slots), sharing=sharing)
         self._stepper = Stepper(model, self._pool, self._scheduler)
-        self._packed = bool(model.decoder.packed_rows)
+        self._packed = model.decoder.kernels == "packed"
         self._how = "packed weights in small steps" if self._packed else "exact"
         self._vocabulary: LLTokenizer | None = None
         self._failure: str | None = None

@@ -1,7 +1,7 @@
-"""KV memory: one slab per layer for keys and one for values, handed out in contiguous extents.
+"""KV memory: one slab, handed out in contiguous extents of token slots.
 
 Contiguity matters more than paging on a CPU: a segment that lies in one piece is read through
-a view, without gathering. The slabs are virtual memory until they are touched, and extents are
+a view, without gathering. The slab is virtual memory until it is touched, and extents are
 taken lowest address first, so the resident size follows what is really in use.
 
 Shapes: N capacity in tokens, K key-value heads, d head size.
@@ -88,16 +88,20 @@ class ExtentAllocator:
 
 
 class KVPool:
-    """The slabs and their allocator. ``keys[layer]`` and ``values[layer]`` are [N, K, d]."""
+    """The slab and its allocator.
+
+    slab          [layers, N, 2, K, d]: a token's keys and values lie side by side, so that both
+                  are stored and gathered in one go
+    keys, values  views of it, [layers, N, K, d]
+    """
 
     def __init__(
         self, *, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, max_bytes: int
     ) -> None:
         self.token_bytes = 2 * layers * kv_heads * head_dim * dtype.itemsize
         self.slots = ExtentAllocator(max_bytes // self.token_bytes)
-        shape = (layers, self.slots.capacity, kv_heads, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype)
-        self.values = torch.empty(shape, dtype=dtype)
+        self.slab = torch.empty(layers, self.slots.capacity, 2, kv_heads, head_dim, dtype=dtype)
+        self.keys, self.values = self.slab.unbind(2)
 
     @property
     def used_bytes(self) -> int:

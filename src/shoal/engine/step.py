@@ -46,7 +46,7 @@ class Stepper:
     @torch.inference_mode()
     def step(self) -> None:
         """Compute one batch of tokens and finish what it finishes."""
-        works = self.scheduler.plan()
+        works = sorted(self.scheduler.plan(), key=_place)  # readers of one span side by side
         if works:
             self._forward(works)
         self._choose()
@@ -134,3 +134,8 @@ class Stepper:
             self._end(job)
         else:
             self.scheduler.finish(job)
+
+
+def _place(work: Work) -> tuple[int, ...]:
+    """Where a work stands in the tree: depth first."""
+    return (*(node.start for node in work.node.path()), work.start)

@@ -14,17 +14,20 @@ K key-value heads, G = H / K, d head size, I intermediate size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch.nn import functional as F
 
-from shoal.models.packed import PACKED_ROWS, Matrix, pack
+from shoal.models.packed import BLOCKED_ROWS, PACKED_ROWS, Matrix, blocked, packed
 from shoal.models.rope import Rope
 
 Family = Literal["llama", "qwen2", "qwen3", "mistral"]
+Kernels = Literal["plain", "blocked", "packed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,13 @@ class DecoderConfig:
 
 
 class Attend(Protocol):
-    """Attention of one layer: q [T, H, d], k and v [T, K, d], q and k rotated -> [T, H, d]."""
+    """Attention of one layer: q [T, H, d], keys and values [T, 2, K, d] -> [T, H, d].
+
+    Queries and keys are rotated.
+    """
 
     def __call__(
-        self, layer: int, q_THd: torch.Tensor, k_TKd: torch.Tensor, v_TKd: torch.Tensor, /
+        self, layer: int, q_THd: torch.Tensor, kv_T2Kd: torch.Tensor, /
     ) -> torch.Tensor: ...
 
 
@@ -72,35 +78,60 @@ class _Layer(NamedTuple):
     gate_up: Matrix
     down: Matrix
 
-    def packed(self) -> _Layer:
-        """The same layer with packed matrices; the norms are shared."""
-        qkv, out, gate_up, down = map(pack, (self.qkv, self.out, self.gate_up, self.down))
-        return self._replace(qkv=qkv, out=out, gate_up=gate_up, down=down)
+
+class _Matrices(NamedTuple):
+    """All layers and the head in one layout, which is used for up to so many rows."""
+
+    rows: int
+    layers: list[_Layer]
+    head: Matrix
+
+    def laid_out(self, lay_out: Callable[[Matrix], Matrix], rows: int) -> _Matrices:
+        """The same in another layout; the norms are shared."""
+        layers = [
+            layer._replace(
+                qkv=lay_out(layer.qkv),
+                out=lay_out(layer.out),
+                gate_up=lay_out(layer.gate_up),
+                down=lay_out(layer.down),
+            )
+            for layer in self.layers
+        ]
+        return _Matrices(rows, layers, lay_out(self.head))
 
 
 class Decoder:
     """The forward pass over weights that are stored fused; see ``weights.layout`` for names.
 
-    With ``packed`` a second copy of the matrices, see :mod:`shoal.models.packed`, serves steps of
-    at most ``packed_rows`` rows (0: there is no such copy).
+    ``kernels`` chooses how matrices are multiplied, see :mod:`shoal.models.packed`: "plain"
+    (differentiable), "blocked" (the same numbers, faster where rows are few, for inference) or
+    "packed" (blocked, and with fewer bits where rows are very few).
     """
 
     def __init__(
-        self, config: DecoderConfig, weights: Mapping[str, torch.Tensor], *, packed: bool = False
+        self,
+        config: DecoderConfig,
+        weights: Mapping[str, torch.Tensor],
+        *,
+        kernels: Kernels = "plain",
     ) -> None:
         self.config = config
         self.weights = weights
+        self.kernels = kernels
         self._embed = weights["embed"]
         self.dtype = self._embed.dtype  # of weights and activations
         self._head = weights["embed" if config.tied_head else "head"]
         self._final_norm = weights["final_norm"]
-        self._layers = [
+        layers = [
             _Layer(*(weights.get(f"layers.{index}.{part}") for part in _Layer._fields))  # type: ignore[arg-type]
             for index in range(config.layers)
         ]
-        self.packed_rows = PACKED_ROWS if packed else 0
-        self._narrow_layers = [layer.packed() for layer in self._layers] if packed else []
-        self._narrow_head = pack(self._head) if packed else None
+        plain = _Matrices(sys.maxsize, layers, self._head)
+        self._matrices = [plain]  # for growing numbers of rows
+        if kernels != "plain":
+            self._matrices.insert(0, plain.laid_out(blocked, BLOCKED_ROWS))
+        if kernels == "packed":
+            self._matrices.insert(0, plain.laid_out(packed, PACKED_ROWS))
         frequencies = config.rope.frequencies(config.head_dim)
         if "rope_divisors" in weights:
             frequencies = frequencies / weights["rope_divisors"].float()
@@ -114,17 +145,20 @@ class Decoder:
         T, H, K, d = len(ids_T), config.heads, config.kv_heads, config.head_dim
         cos_T1d, sin_T1d = self._rotation(positions_T)
         x_TD = F.embedding(ids_T, self._embed).float()
-        layers = self._narrow_layers if self.packed_rows >= T else self._layers
-        for index, layer in enumerate(layers):
+        for index, layer in enumerate(self._for(T).layers):
             normed_TD = self._norm(x_TD, layer.attn_norm)
             qkv = _linear(normed_TD, layer.qkv, layer.qkv_bias).view(T, H + 2 * K, d)
-            qk, v_TKd = qkv[:, : H + K], qkv[:, H + K :]
+            qk = qkv[:, : H + K]
             if layer.q_norm is not None and layer.k_norm is not None:
                 q_THd = self._norm(qk[:, :H].float(), layer.q_norm)
                 k_TKd = self._norm(qk[:, H:].float(), layer.k_norm)
                 qk = torch.cat((q_THd, k_TKd), dim=1)
             qk = rotate(qk, cos_T1d, sin_T1d)
-            o_THd = attend(index, qk[:, :H], qk[:, H:], v_TKd)
+            if torch.is_grad_enabled():
+                qkv = torch.cat((qk.to(self.dtype), qkv[:, H + K :]), 1)
+            else:
+                qkv[:, : H + K] = qk  # keys stay beside their values, ready to be stored
+            o_THd = attend(index, qkv[:, :H], qkv[:, H:].view(T, 2, K, d))
             x_TD = x_TD + _linear(o_THd.reshape(T, H * d), layer.out)
             normed_TD = self._norm(x_TD, layer.mlp_norm)
             gate_TI, up_TI = _linear(normed_TD, layer.gate_up).chunk(2, dim=-1)
@@ -138,13 +172,21 @@ class Decoder:
         enough to choose a token. With ``precise`` what rounding lost is computed in a second
         pass and added, which leaves about 1e-4: for log-probabilities that are summed.
         """
-        if self._narrow_head and len(hidden_RD) <= self.packed_rows and not precise:
-            return self._narrow_head.apply(hidden_RD).float()
-        rounded_RV = _linear(hidden_RD, self._head)
+        head = self._head if precise else self._for(len(hidden_RD)).head
+        rounded_RV = _linear(hidden_RD, head)
         if rounded_RV.dtype == torch.float32 or not precise:
             return rounded_RV.float()
         lost_RV = torch.addmm(rounded_RV, hidden_RD, self._head.T, beta=-1)
         return rounded_RV.float() + lost_RV
+
+    def narrow(self) -> Decoder:
+        """A decoder that computes any number of rows as this one computes a single row."""
+        narrow = copy(self)
+        narrow._matrices = [self._matrices[0]._replace(rows=sys.maxsize)]
+        return narrow
+
+    def _for(self, rows: int) -> _Matrices:
+        return next(each for each in self._matrices if rows <= each.rows)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMSNorm over the last dimension: fp32 in, the decoder's dtype out."""
@@ -162,8 +204,7 @@ class Decoder:
 def _linear(x_TD: torch.Tensor, weight: Matrix, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x Wᵀ + b. One row goes as a matrix-vector product: a fifth less time a step on CPUs."""
     if not isinstance(weight, torch.Tensor):
-        product = weight.apply(x_TD)
-        return product if bias is None else product + bias
+        return weight.apply(x_TD, bias)
     if len(x_TD) != 1:
         return F.linear(x_TD, weight, bias)
     if bias is None:
@@ -172,16 +213,15 @@ def _linear(x_TD: torch.Tensor, weight: Matrix, bias: torch.Tensor | None = None
 
 
 def rotate(x_THd: torch.Tensor, cos_T1d: torch.Tensor, sin_T1d: torch.Tensor) -> torch.Tensor:
-    """RoPE on pairs (i, i + d/2), in fp32; ``sin`` carries the minus sign in its first half."""
+    """RoPE on pairs (i, i + d/2): fp32; ``sin`` carries the minus sign in its first half."""
     wide = x_THd.float()
     swapped = wide.roll(wide.shape[-1] // 2, -1)
-    return torch.addcmul(wide * cos_T1d, swapped, sin_T1d).to(x_THd.dtype)
+    return torch.addcmul(wide * cos_T1d, swapped, sin_T1d)
 
 
-def causal_attend(
-    layer: int, q_THd: torch.Tensor, k_TKd: torch.Tensor, v_TKd: torch.Tensor
-) -> torch.Tensor:
+def causal_attend(layer: int, q_THd: torch.Tensor, kv_T2Kd: torch.Tensor) -> torch.Tensor:
     """Attention where all rows are one sequence from its beginning, and nothing is cached."""
+    k_TKd, v_TKd = kv_T2Kd.unbind(1)
     out = F.scaled_dot_product_attention(
         q_THd.transpose(0, 1)[None],
         k_TKd.transpose(0, 1)[None],

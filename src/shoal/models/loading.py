@@ -61,7 +61,7 @@ def load(name: str = DEFAULT, *, dtype: str = "bf16", progress: Progress | None 
     return Model(
         name=source.name,
         config=config,
-        decoder=Decoder(config, weights, packed=dtype == "packed"),
+        decoder=Decoder(config, weights, kernels="packed" if dtype == "packed" else "blocked"),
         tokenizer=Tokenizer(
             Backend.from_str(description.tokenizer), eos_ids=config.eos_ids, bos_id=config.bos_id
         ),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from shoal.core.errors import InputError
-from shoal.models.decoder import causal_attend
+from shoal.models.decoder import Decoder, causal_attend
 from shoal.models.loading import Model
 
 _ROWS = 128  # rows whose logits are held at once
@@ -37,15 +35,16 @@ def divergence(model: Model, reference: Model, texts: Iterable[str]) -> Divergen
     A model with packed matrices is measured as it decodes: with them at every row.
     Raises :class:`InputError` where the texts hold no token.
     """
+    decoders = (_as_it_decodes(model), _as_it_decodes(reference))
     kl, same, tokens = 0.0, 0, 0
     for text in texts:
         ids = torch.tensor(reference.tokenizer.encode(text, special=False), dtype=torch.long)
-        with _packed_everywhere(model):
-            hidden_TD = model.decoder.forward(ids, torch.arange(len(ids)), causal_attend)
-        expected_TD = reference.decoder.forward(ids, torch.arange(len(ids)), causal_attend)
+        hidden_TD, expected_TD = (
+            each.forward(ids, torch.arange(len(ids)), causal_attend) for each in decoders
+        )
         for first in range(0, len(ids), _ROWS):
-            found_RV = _logprobs(model, hidden_TD[first : first + _ROWS])
-            true_RV = _logprobs(reference, expected_TD[first : first + _ROWS])
+            found_RV = _logprobs(decoders[0], hidden_TD[first : first + _ROWS])
+            true_RV = _logprobs(decoders[1], expected_TD[first : first + _ROWS])
             kl += float((true_RV.exp() * (true_RV - found_RV)).sum())
             same += int((true_RV.argmax(-1) == found_RV.argmax(-1)).sum())
         tokens += len(ids)
@@ -54,17 +53,10 @@ def divergence(model: Model, reference: Model, texts: Iterable[str]) -> Divergen
     return Divergence(kl / tokens, same / tokens, tokens)
 
 
-def _logprobs(model: Model, hidden_RD: torch.Tensor) -> torch.Tensor:
-    with _packed_everywhere(model):
-        logits_RV = model.decoder.logits(hidden_RD, precise=not model.decoder.packed_rows)
+def _as_it_decodes(model: Model) -> Decoder:
+    return model.decoder.narrow() if model.decoder.kernels == "packed" else model.decoder
+
+
+def _logprobs(decoder: Decoder, hidden_RD: torch.Tensor) -> torch.Tensor:
+    logits_RV = decoder.logits(hidden_RD, precise=decoder.kernels != "packed")
     return torch.log_softmax(logits_RV, -1)
-
-
-@contextmanager
-def _packed_everywhere(model: Model) -> Iterator[None]:
-    decoder, rows = model.decoder, model.decoder.packed_rows
-    decoder.packed_rows = sys.maxsize if rows else 0
-    try:
-        yield
-    finally:
-        decoder.packed_rows = rows
