@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from shoal.core.protocols import Engine
-from shoal.server import chats, embeddings, operations, tokens
+from shoal.server import chats, embeddings, operations, responses, tokens
 from shoal.server.errors import install
 from shoal.server.limits import Authenticated, BodyLimit, Metered
 from shoal.server.service import ServerLimits, Service
@@ -43,6 +43,6 @@ def create_app(
     app.add_middleware(Authenticated, keyring=service.keyring)
     app.add_middleware(Metered, meters=service.meters)
     install(app)
-    for room in (operations, chats, embeddings, tokens):
+    for room in (operations, chats, responses, embeddings, tokens):
         app.include_router(room.router(service))
     return app

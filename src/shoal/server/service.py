@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import Request as HTTPRequest
@@ -82,9 +82,8 @@ class Service:
         shape: Shape,
         *,
         stream: bool,
-        finished: Callable[[Sequence[Completion]], None] = lambda _: None,
     ) -> Response:
-        """The whole answer, or a stream of it; ``finished`` sees the completions of a good end.
+        """The whole answer, or a stream of it.
 
         An error before the first text has a status; one after it ends the stream.
         """
@@ -93,7 +92,6 @@ class Service:
             if not stream:
                 completions = await unless_gone(http, self.generate(tenant, requests))
                 _check(completions)
-                finished(completions)
                 answer = shape.whole(completions).model_dump_json()
                 return Response(answer, media_type="application/json")
             live = Live(lambda on_delta: self.generate(tenant, requests, on_delta))
@@ -103,7 +101,7 @@ class Service:
             except BaseException:
                 live.task.cancel()
                 raise
-            return EventStream(live, shape, finished)
+            return EventStream(live, shape)
         except ClientGone:
             return Response(status_code=499)
 

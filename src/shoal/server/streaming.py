@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request as HTTPRequest
@@ -71,16 +71,11 @@ class Live:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; whatever ends the response, cancels what is still being generated.
+    """Server-sent events; whatever ends the response, cancels what is still being generated."""
 
-    ``finished`` is called with the completions before the last events are sent.
-    """
-
-    def __init__(
-        self, live: Live, shape: Shape, finished: Callable[[Sequence[Completion]], None]
-    ) -> None:
+    def __init__(self, live: Live, shape: Shape) -> None:
         super().__init__(
-            _events(live, shape, finished),
+            _events(live, shape),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
@@ -93,9 +88,7 @@ class EventStream(StreamingResponse):
             self._live.task.cancel()
 
 
-async def _events(
-    live: Live, shape: Shape, finished: Callable[[Sequence[Completion]], None]
-) -> AsyncIterator[bytes]:
+async def _events(live: Live, shape: Shape) -> AsyncIterator[bytes]:
     for answer in shape.opening():
         yield shape.event(answer)
     async for delta in live.deltas():
@@ -107,7 +100,6 @@ async def _events(
         for completion in completions:
             if completion.error is not None:
                 raise from_completion(completion)
-        finished(completions)
         for index, completion in enumerate(completions):
             for answer in shape.ending(index, completion):
                 yield shape.event(answer)

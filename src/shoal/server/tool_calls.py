@@ -157,13 +157,11 @@ class CallReader:
         if self._in_call:
             return self._arguments()
         place = self._held.find(OPEN)
-        if place < 0:
-            safe = len(self._held) - _overlap(self._held, OPEN)
-            if self.calls and not self._held[:safe].strip():
-                return None  # white space between calls, unless text follows it
-            return self._say(safe)
-        if self._held[:place].strip():
-            return self._say(place)
+        if place < 0:  # white space goes with what follows it: none is left before a call
+            safe = self._held[: len(self._held) - _overlap(self._held, OPEN)]
+            return self._say(len(safe.rstrip()))
+        if before := len(self._held[:place].rstrip()):
+            return self._say(before)
         body = self._held[place + len(OPEN) :]
         head = _HEAD.match(body)
         if head and head[1] in self.names:

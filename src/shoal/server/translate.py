@@ -12,7 +12,14 @@ from shoal.core.records import Message, ToolCall, ToolSpec
 from shoal.core.rng import seed_of
 from shoal.server.errors import ApiError
 from shoal.server.tool_calls import call_grammar, described, spec_of
-from shoal.server.wire import MAX_SEQUENCES, Body, ChatBody, ChatMessage, TextBody
+from shoal.server.wire import (
+    MAX_SEQUENCES,
+    ChatBody,
+    ChatMessage,
+    ResponseFormat,
+    Sampled,
+    TextBody,
+)
 
 CHAT_TOKENS = 1024
 """Tokens of a chat answer where the body sets no limit."""
@@ -54,7 +61,7 @@ def chat_talk(body: ChatBody) -> Talk:
         tuple(map(message_of, body.messages)),
         max_tokens=CHAT_TOKENS if limit is None else limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=_grammar(body),
+        grammar=grammar_of(body, body.response_format),
         use=_chat_use(body),
     )
 
@@ -65,7 +72,7 @@ def chat_requests(body: ChatBody, salt: str, info: EngineInfo | None = None) -> 
 
 
 def talk_requests(
-    body: Body, talk: Talk, salt: str, info: EngineInfo | None = None
+    body: Sampled, talk: Talk, salt: str, info: EngineInfo | None = None
 ) -> list[Request]:
     """One request per choice. Endpoints call tools by themselves; elsewhere a grammar does."""
     use, messages, grammar = talk.use, talk.messages, talk.grammar
@@ -148,13 +155,12 @@ def text_requests(body: TextBody, salt: str) -> list[Request]:
         for one in body.prompt
     ]
     limit = TEXT_TOKENS if body.max_tokens is None else body.max_tokens
-    return _requests(
-        body, prompts, salt, max_tokens=limit, logprobs=body.logprobs, grammar=_grammar(body)
-    )
+    grammar = grammar_of(body, body.response_format)
+    return _requests(body, prompts, salt, max_tokens=limit, logprobs=body.logprobs, grammar=grammar)
 
 
 def _requests(
-    body: Body,
+    body: Sampled,
     prompts: Sequence[Prompt],
     salt: str,
     *,
@@ -164,7 +170,7 @@ def _requests(
     tools: tuple[ToolSpec, ...] = (),
     tool_choice: str = "auto",
 ) -> list[Request]:
-    if (count := len(prompts) * (body.n or 1)) > MAX_SEQUENCES:
+    if (count := len(prompts) * body.choices) > MAX_SEQUENCES:
         message = f"This asks for {count} answers, but {MAX_SEQUENCES} at once are the most."
         raise ApiError(400, message, param="n")
     seed = secrets.randbits(63) if body.seed is None else body.seed & (2**63 - 1)
@@ -179,7 +185,7 @@ def _requests(
             tool_choice=tool_choice,
         )
         for prompt in prompts
-        for choice in range(body.n or 1)
+        for choice in range(body.choices)
     ]
 
 
@@ -188,7 +194,7 @@ def _seed(seed: int, choice: int) -> int:
     return seed if choice == 0 else seed_of(seed, choice)
 
 
-def _sampling(body: Body, max_tokens: int, logprobs: int | None, seed: int) -> Sampling:
+def _sampling(body: Sampled, max_tokens: int, logprobs: int | None, seed: int) -> Sampling:
     return Sampling(
         max_tokens=max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
@@ -204,9 +210,9 @@ def _sampling(body: Body, max_tokens: int, logprobs: int | None, seed: int) -> S
     )
 
 
-def _grammar(body: Body) -> Grammar | None:
+def grammar_of(body: Sampled, form: ResponseFormat | None) -> Grammar | None:
+    """What an answer is held to; raises :class:`ApiError` where that is said in two ways."""
     found: dict[str, Grammar] = {}
-    form = body.response_format
     if form and form.type == "json_object":
         found["response_format"] = Grammar("json_schema", '{"type": "object"}')
     if form and form.type == "json_schema":

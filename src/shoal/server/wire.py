@@ -143,8 +143,8 @@ class NamedTool(Strict):
 
 
 class JSONSchema(Strict):
-    name: str = ""
-    description: str | None = None
+    name: Text = ""
+    description: Text | None = None
     schema_: dict[str, Any] | bool = Field(default=True, alias="schema")
     strict: bool | None = None
 
@@ -158,19 +158,15 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
-class Body(Strict):
-    """What chats and plain completions have in common; extensions follow vLLM's names."""
+class Sampled(Strict):
+    """What all bodies that want an answer have in common; extensions follow vLLM's names."""
 
     model: str
-    max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Probability | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=MAX_STOPS)] = []
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
@@ -191,6 +187,25 @@ class Body(Strict):
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return json.dumps(value) if isinstance(value, dict) else value
+
+    @property
+    def choices(self) -> int:
+        """Answers a prompt gets."""
+        return 1
+
+
+class Body(Sampled):
+    """What chats and plain completions have in common."""
+
+    max_tokens: Count | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def choices(self) -> int:
+        """Answers a prompt gets."""
+        return self.n or 1
 
     @property
     def include_usage(self) -> bool:
