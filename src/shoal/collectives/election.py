@@ -61,9 +61,9 @@ def elect(
     told = {}
     for place, peer in enumerate(sorted(set(ballots) - set(wrong))):
         dirty = _dirty(ballots[peer], winner)
-        sources = [addresses[holders[(place + i) % len(holders)]] for i in range(len(dirty))]
+        sources = [holders[(place + i) % len(holders)] for i in range(len(dirty))]
         fetch = tuple(
-            Fetch(entry.key, entry.hash, source)
+            Fetch(entry.key, entry.hash, source, addresses[source])
             for entry, source in zip(dirty, sources, strict=True)
         )
         told[peer] = Elected(turn, revision, fetch, len(holders))

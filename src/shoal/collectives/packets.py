@@ -11,6 +11,7 @@ carry the number of what they speak of (epoch, turn, seq), so that none is taken
 
 from __future__ import annotations
 
+import hmac
 import json
 import struct
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from shoal.collectives.errors import WireError
+from shoal.collectives.hello import prove
 
 LENGTH = struct.Struct("!I")
 MAX_PACKET = 1 << 20
@@ -57,10 +59,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A tensor to be fetched: its key, the hash it must have, and who serves it."""
+    """A tensor to be fetched: its key, the hash it must have, and who serves it where."""
 
     key: str
     hash: str
+    peer: str
     source: Address
 
 
@@ -302,6 +305,41 @@ class Status:
     report: dict[str, Any]
 
 
+# --- peer to peer -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The first packet between two peers: what the connection is for, and the proof of it.
+
+    ``purpose`` is "ring" (with epoch and lane), "state" (key) or "bandwidth".
+    """
+
+    purpose: str
+    sender: str
+    receiver: str
+    epoch: int = 0
+    lane: int = 0
+    key: str = ""
+    proof: str = ""
+
+    def signed(self, token: str, run: str) -> Link:
+        """The same, with its proof."""
+        return Link(
+            self.purpose, self.sender, self.receiver, self.epoch, self.lane, self.key,
+            self._proof(token, run),
+        )  # fmt: skip
+
+    def genuine(self, token: str, run: str, receiver: str) -> bool:
+        """Whether it was signed for this run and this receiver."""
+        known = hmac.compare_digest(self.proof.encode(), self._proof(token, run).encode())
+        return known and self.receiver == receiver
+
+    def _proof(self, token: str, run: str) -> str:
+        said = (self.purpose, self.sender, self.receiver, self.epoch, self.lane, self.key)
+        return prove(token, "link", run, *said).hex()
+
+
 FROM_PEER = (
     Register, Observe, Heartbeat, Leave, Vote, LinksEstablished, AskPending, Optimize, Measured,
     SyncState, SyncDone, Initiate, Complete,
@@ -311,7 +349,7 @@ FROM_MASTER = (
     SyncComplete, Retry, Commence, Failed, Committed, Aborting, Status, Heartbeat,
 )  # fmt: skip
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
-    kind.__name__: TypeAdapter(kind) for kind in {*FROM_PEER, *FROM_MASTER}
+    kind.__name__: TypeAdapter(kind) for kind in {*FROM_PEER, *FROM_MASTER, Link}
 }
 
 

@@ -1,0 +1,199 @@
+"""A ring all-reduce as streams of blocks, without a socket: reduce-scatter, then all-gather.
+
+PCCL (arXiv 2505.14065), "All-reduce". Of w chunks a peer of rank r sends chunk r, r-1, r-2, … and
+receives chunk r-1, r-2, …, 2(w-1) each; the first w-1 it receives are reduced into its own, the
+others replace them. What it sends at one place is what it received at the place before, so a
+block goes on as soon as it is reduced. Results go to ``dst``; ``src`` is only read, so giving an
+operation up needs no restoring.
+
+Where the official code uses one connection an operation, here it is cut into *lanes*, one a
+connection, each a small ring of its own over a part of the elements.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.collectives.errors import WireError
+from shoal.collectives.kernels import Kernel
+from shoal.collectives.quantize import Quantization, decode, encode, room
+
+Array = NDArray[Any]
+BLOCK = 256 << 10
+"""Bytes of a block: what a core's cache holds beside the chunk it is added to."""
+QUANTIZED_BLOCK = 64 << 10
+"""Elements of a quantised block, which has a range of its own."""
+LANE = 128 << 10
+"""Bytes below which another lane does not pay."""
+
+
+def cut(n: int, parts: int) -> list[tuple[int, int]]:
+    """n elements in parts that differ by one at most, the first ones larger."""
+    base, more = divmod(n, parts)
+    ends = [base * i + min(i, more) for i in range(parts + 1)]
+    return list(itertools.pairwise(ends))
+
+
+def lanes_for(nbytes: int, pool: int) -> int:
+    """How many connections an operation of this size is spread over."""
+    return max(1, min(pool, nbytes // LANE))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all lanes of an operation share. ``divide`` is None unless the mean is wanted."""
+
+    rank: int
+    world: int
+    reduce: Kernel
+    divide: Callable[[Array], Any] | None = None
+    quantization: Quantization = "none"
+
+
+class Lane:
+    """One stripe of an operation. Both directions move a block at a time, in the same order.
+
+    ``sent`` and ``received`` count blocks; :attr:`done` when both have reached the end.
+    """
+
+    __slots__ = (
+        "_ahead", "_dst", "_forward", "_out", "_plan", "_received_bytes", "_recvs", "_sends",
+        "_spare", "_src", "_staging", "received", "rx_bytes", "sent", "seq", "tx_bytes",
+    )  # fmt: skip
+
+    def __init__(self, plan: Plan, src: Array, dst: Array, *, seq: int = 0) -> None:
+        self._plan, self._src, self._dst, self.seq = plan, src, dst, seq
+        w, r = plan.world, plan.rank
+        quantized = plan.quantization != "none"
+        size = QUANTIZED_BLOCK if quantized else max(1, BLOCK // src.itemsize)
+        chunks = cut(src.size, w)
+        blocks = [
+            [(a, min(a + size, high)) for a in range(low, high, size)] for low, high in chunks
+        ]
+        self._recvs = [
+            (place, a, b) for place in range(2 * w - 2) for a, b in blocks[(r - 1 - place) % w]
+        ]
+        last = (r - 1 - (2 * w - 3)) % w
+        self._sends = [
+            *((0, a, b) for a, b in blocks[r]),
+            *((place + 1, a, b) for place, a, b in self._recvs[: -len(blocks[last]) or None]),
+        ]
+        self._ahead = len(blocks[r])  # own blocks, which wait for nothing
+        self.sent = self.received = self.tx_bytes = self.rx_bytes = 0
+        longest = max((b - a for _, a, b in self._recvs), default=0)
+        bytes_ = room(longest, src.dtype) if quantized else longest * src.itemsize
+        self._staging = memoryview(bytearray(bytes_))
+        self._out = memoryview(bytearray(bytes_ if quantized else 0))
+        self._spare = np.empty(longest if quantized else 0, src.dtype)
+        self._forward: deque[bytes] = deque()
+        self._received_bytes = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether everything was sent and received."""
+        return self.sent == len(self._sends) and self.received == len(self._recvs)
+
+    @property
+    def sent_all(self) -> bool:
+        """Whether nothing is left to send."""
+        return self.sent == len(self._sends)
+
+    @property
+    def received_all(self) -> bool:
+        """Whether nothing is left to receive."""
+        return self.received == len(self._recvs)
+
+    def ready(self) -> bool:
+        """Whether a block can be sent now."""
+        return self.sent < len(self._sends) and self.sent < self._ahead + self.received
+
+    def outgoing(self) -> memoryview:
+        """The next block as bytes; valid until :meth:`block_sent`."""
+        place, a, b = self._sends[self.sent]
+        w = self._plan.world
+        source = self._src if place == 0 else self._dst
+        if self._plan.quantization == "none":
+            view = source[a:b].view(np.uint8).data
+        elif place < w:
+            size = encode(source[a:b], self._plan.quantization, self._out)
+            view = self._out[:size]
+            if place == w - 1:  # the owner keeps what all others will have
+                decode(view, self._dst[a:b])
+        else:
+            view = memoryview(self._forward.popleft())
+        self.tx_bytes += len(view)
+        return view
+
+    def block_sent(self) -> None:
+        """The block of :meth:`outgoing` has gone out."""
+        self.sent += 1
+
+    def incoming(self, length: int) -> memoryview:
+        """Where the next block's ``length`` bytes go; raises :class:`WireError` if too many."""
+        self.rx_bytes += length
+        if self.received == len(self._recvs):
+            raise WireError("A block comes after the last one of its operation.")
+        place, a, b = self._recvs[self.received]
+        if self._plan.quantization != "none":
+            if length > len(self._staging):
+                raise WireError(f"A block of {length} bytes is announced, too many here.")
+            self._received_bytes = length
+            return self._staging[:length]
+        if length != (b - a) * self._src.itemsize:
+            raise WireError(f"A block of {length} bytes is announced, not of {b - a} elements.")
+        if place < self._plan.world - 1:
+            return self._staging[:length]
+        return self._dst[a:b].view(np.uint8).data
+
+    def block_received(self) -> None:
+        """The bytes asked for by :meth:`incoming` are there: reduce them, or keep them."""
+        plan = self._plan
+        place, a, b = self._recvs[self.received]
+        quantized = plan.quantization != "none"
+        if place < plan.world - 1:
+            if quantized:
+                got = self._spare[: b - a]
+                decode(self._staging[: self._received_bytes], got)
+            else:
+                got = np.frombuffer(self._staging, self._src.dtype, b - a)
+            out = self._dst[a:b]
+            plan.reduce(self._src[a:b], got, out)
+            if plan.divide is not None and place == plan.world - 2:
+                plan.divide(out)
+        elif quantized:
+            block = self._staging[: self._received_bytes]
+            decode(block, self._dst[a:b])
+            if place < 2 * plan.world - 3:
+                self._forward.append(bytes(block))
+        self.received += 1
+
+
+def reduce_in_memory(
+    inputs: list[Array],
+    reduce: Kernel,
+    divide: Callable[[Array], Any] | None = None,
+    quantization: Quantization = "none",
+) -> list[Array]:
+    """The same ring without a network, for tests and for measuring quantisation."""
+    w = len(inputs)
+    outputs = [np.empty_like(x) for x in inputs]
+    lanes = [
+        Lane(Plan(rank, w, reduce, divide, quantization), inputs[rank], outputs[rank])
+        for rank in range(w)
+    ]
+    while not all(lane.done for lane in lanes):
+        for rank, lane in enumerate(lanes):
+            while lane.ready():
+                block = bytes(lane.outgoing())
+                lane.block_sent()
+                after = lanes[(rank + 1) % w]
+                after.incoming(len(block))[:] = block
+                after.block_received()
+    return outputs
