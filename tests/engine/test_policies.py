@@ -127,8 +127,8 @@ def test_a_withdrawn_prompt_keeps_nothing() -> None:
     policy.announce([Item("later", np.array([1] * 40 + [3], dtype=np.int32), "", 1)])
     dry.submit([first])
     dry.run()
-    policy.withdraw("later", dry.scheduler.tree)
-    policy.withdraw("later", dry.scheduler.tree)
+    policy.withdraw(["later"], dry.scheduler.tree)
+    policy.withdraw(["later"], dry.scheduler.tree)
     assert dry.slots.free == 100
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from shoal.core.protocols import Request
 from shoal.engine.batch.order import Order, execution_order
@@ -113,6 +113,7 @@ class Planned:
     ) -> None:
         self.spans: list[Span] = []
         self.plans = 0
+        self.preemptions = 0
         self._level: Level = level
         self._order: Order = order
         self._expects = expects
@@ -136,16 +137,31 @@ class Planned:
             self._items[item.key] = item
             self._stale = True
 
-    def announce_scores(self, key: str, prefix: Sequence[int], scope: str = "") -> None:
+    def announce_scores(self, key: str, prefix: ArrayLike, scope: str = "") -> None:
         """Plan with texts that will be scored below a prefix."""
         tokens = np.asarray(prefix, dtype=np.int32)
         self._scores.setdefault((scope, tokens.tobytes()), []).append(key)
         self.announce([Item(key, tokens, scope)])
 
-    def withdraw(self, key: str, tree: PrefixTree) -> None:
-        """An announced prompt will not come, or has ended; nothing is kept for it."""
-        if self._items.pop(key, None) is not None:
-            self._count_down(key, tree)
+    def planned_keys(self, tree: PrefixTree) -> list[str]:
+        """Everything announced, in the order of the plan."""
+        if self._stale:
+            self._plan(tree)
+        return sorted(self._schedule.rank, key=self._schedule.rank.__getitem__)
+
+    def release(self, tree: PrefixTree) -> None:
+        """Keep nothing any more."""
+        for hold, _ in self._holds.values():
+            path = hold.path()
+            tree.unpin(hold)
+            tree.forget(path)
+        self._holds.clear()
+
+    def withdraw(self, keys: Iterable[str], tree: PrefixTree) -> None:
+        """Announced prompts that will not come, or have ended: nothing is kept for them."""
+        for key in keys:
+            if self._items.pop(key, None) is not None:
+                self._count_down(key, tree)
 
     # -- the queue --------------------------------------------------------------------------
 
@@ -157,6 +173,7 @@ class Planned:
             self._push(job)
 
     def put_back(self, job: Job) -> None:
+        self.preemptions += 1
         self._push(job)
 
     def remove(self, job: Job) -> None:
