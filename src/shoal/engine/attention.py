@@ -21,6 +21,7 @@ import torch
 from shoal.engine.pool import KVPool
 from shoal.engine.tree import Node
 
+SHORT_SPAN = 32  # below this a call of its own costs more than a copy for every reader
 LONG_SPAN = 1024  # from here on a view of one's own is cheaper than a place in a padded batch
 SHORT_RUN = 32  # runs up to this length share a padded batch
 SPLIT_ROWS = 64  # up to this many rows a long span is cut, so that every core has work
@@ -88,9 +89,10 @@ class StepAttention:
         private: list[list[tuple[int, int]]] = [[] for _ in works]
         shared: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # works -> spans
         for span, users in seen.items():
-            short = works[users[0]].count <= SHORT_RUN and span[1] < LONG_SPAN
-            if len(users) == 1 and short:
-                private[users[0]].append(span)
+            apart = span[1] < (LONG_SPAN if len(users) == 1 else SHORT_SPAN)
+            if apart and all(works[user].count <= SHORT_RUN for user in users):
+                for user in users:
+                    private[user].append(span)
             else:
                 shared.setdefault(tuple(users), []).append(span)
         self._spans: list[_Span] = []
