@@ -240,8 +240,8 @@ def _nested(config: _Member, load: LoadTeam | None) -> Team:
     )
 
 
-def _called(rule: str | dict[str, Any]) -> str | Call:
-    return rule if isinstance(rule, str) else from_table(rule)
+def _called(rule: str | dict[str, Any]) -> str:
+    return rule if isinstance(rule, str) else str(from_table(rule))
 
 
 def _limits(config: _Limits) -> Limits:
