@@ -10,6 +10,7 @@ import sys
 import typer
 
 from shoal import __version__
+from shoal.cli.batch import batch
 from shoal.cli.chat import chat
 from shoal.cli.console import fail
 from shoal.cli.doctor import doctor
@@ -33,6 +34,7 @@ app.command("run")(run)
 app.add_typer(runs, name="runs")
 app.command("chat")(chat)
 app.command("serve")(serve)
+app.command("batch")(batch)
 app.command("settle")(settle)
 app.add_typer(hire, name="hire")
 app.add_typer(spgg, name="spgg")

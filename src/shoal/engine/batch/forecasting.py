@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from shoal.core.rng import generator
 from shoal.engine.batch.jobs import Scored, Task
 from shoal.engine.batch.order import Order
 from shoal.engine.batch.plan import Group, Level, Plan, plan
-from shoal.engine.batch.runner import OnProgress, prepare
+from shoal.engine.batch.planned import Planned
+from shoal.engine.batch.runner import OnProgress, prepare, scheduled_by
 from shoal.engine.local import LocalEngine
 from shoal.engine.upstream_format import BYTES_PER_TOKEN, text_of
 
@@ -94,16 +95,30 @@ async def look_ahead(
     )
 
 
-def _outlook(tasks: Sequence[Task], found: Plan, **more: Any) -> Outlook:
+def _outlook(
+    tasks: Sequence[Task], found: Plan, *, exact: bool = True, per_token: float = 1.0, **more: Any
+) -> Outlook:
+    """The numbers of a plan whose tokens are tokens, or pieces of which ``per_token`` make one."""
+
+    def tokens(count: int) -> int:
+        return round(count / per_token)
+
+    groups = (
+        replace(
+            group, tokens=tokens(group.tokens), own=tokens(group.own), ratio=group.ratio * per_token
+        )
+        for group in found.groups
+    )
     return Outlook(
         lines=len(tasks),
         prompts=len(found.order_P),
-        prompt_tokens=found.logical_tokens,
-        computed_tokens=found.processed_tokens,
+        prompt_tokens=tokens(found.logical_tokens),
+        computed_tokens=tokens(found.processed_tokens),
         saving=found.saving,
-        groups=found.groups,
+        groups=tuple(groups),
         planner_seconds=found.planner_seconds,
-        **{"exact": True, **more},
+        exact=exact,
+        **more,
     )
 
 
@@ -129,24 +144,8 @@ def _by_text(tasks: Sequence[Task], level: Level, order: Order) -> Outlook:
         order=order,
         capacity=1 << 40,
     )
-    outlook = _outlook(tasks, found, answer_tokens=sum(answers), exact=False)
-    scale = BYTES_PER_TOKEN
-    return Outlook(
-        **{
-            **{name: getattr(outlook, name) for name in outlook.__slots__},
-            "prompt_tokens": round(outlook.prompt_tokens / scale),
-            "computed_tokens": round(outlook.computed_tokens / scale),
-            "groups": tuple(
-                Group(
-                    round(group.tokens / scale),
-                    round(group.own / scale),
-                    group.prompts,
-                    group.outer,
-                    group.ratio * scale,
-                )
-                for group in found.groups
-            ),
-        }
+    return _outlook(
+        tasks, found, answer_tokens=sum(answers), exact=False, per_token=BYTES_PER_TOKEN
     )
 
 
@@ -162,8 +161,9 @@ async def measure(engine: LocalEngine) -> Speed:
         await engine.generate([request])
         return time.perf_counter() - begun
 
-    await seconds(8, 1)
-    single = await seconds(1, 9) / 9
-    many = await seconds(PROBE_TOKENS, 1)
+    async with scheduled_by(Planned(), engine):  # which keeps nothing of the probes
+        await seconds(8, 1)
+        single = await seconds(1, 9) / 9
+        many = await seconds(PROBE_TOKENS, 1)
     row = max(0.0, many - single) / (PROBE_TOKENS - 1)
     return Speed(max(0.0, single - row), row)

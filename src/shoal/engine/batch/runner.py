@@ -243,7 +243,7 @@ class BatchRun:
 
     async def _run_planned(self, engine: LocalEngine, prepared: Prepared) -> Report:
         policy = Planned(level=self._level, order=self._order, clock=lambda: engine.counters.steps)
-        async with _scheduled_by(policy, engine) as (tree, meter):
+        async with scheduled_by(policy, engine) as (tree, meter):
             for place, tokens in enumerate(prepared.prompts):
                 request, scope = prepared.requests[place], prepared.scopes[place]
                 key = prepared.key(place)
@@ -372,7 +372,7 @@ class BatchRun:
 
 
 @asynccontextmanager
-async def _scheduled_by(
+async def scheduled_by(
     policy: Planned, engine: LocalEngine
 ) -> AsyncIterator[tuple[PrefixTree, Meter]]:
     """Let a policy decide for a while, with a meter of its own."""
