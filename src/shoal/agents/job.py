@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from shoal.agents.config import dump_team, parse_team
 from shoal.agents.events import OnEvent, TeamResult
 from shoal.agents.material import Material
+from shoal.agents.outside import Ask
 from shoal.agents.room import material_room
 from shoal.agents.scheduler import run
 from shoal.agents.team import Agent, Team
@@ -135,6 +136,7 @@ async def work(
     engine: Engine,
     on_event: OnEvent | None = None,
     *,
+    ask: Ask | None = None,
     open_log: Callable[[Run], EventLog] = Run.log,
 ) -> TeamResult:
     """Run the job, or go on with it, on its own log.
@@ -151,6 +153,7 @@ async def work(
             seed=job.settings.seed,
             run_id=job.run.id,
             on_event=on_event,
+            ask=ask,
         )
 
 

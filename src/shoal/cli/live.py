@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from shoal.agents import TeamEvent, TeamResult
+from shoal.agents import Question, Team, TeamEvent, TeamResult
 from shoal.agents.events import (
     RunEnded,
     RunStarted,
@@ -23,6 +23,8 @@ from shoal.agents.events import (
     TurnFailed,
     TurnStarted,
 )
+from shoal.agents.outside import at_terminal
+from shoal.cli.topology import canvas
 from shoal.core.budget import Limits
 
 
@@ -42,9 +44,21 @@ class _Speaker:
 
 
 class LiveView:
-    """Draws events on a terminal; on anything else it prints a line per finished turn."""
+    """Draws events on a terminal; on anything else it prints a line per finished turn.
 
-    def __init__(self, console: Console, *, quiet: bool = False, title: str = "") -> None:
+    With a ``team`` its topology is drawn above, with who is speaking.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        quiet: bool = False,
+        title: str = "",
+        team: Team | None = None,
+    ) -> None:
+        self._team = team
+        self._turns: dict[str, int] = {}
         self._console = console
         self._quiet = quiet
         self._title = title
@@ -97,6 +111,8 @@ class LiveView:
                 self._console.print(Text(f"{member} failed ({action}): {error}", "yellow"))
             case TurnEnded(step=step):
                 self._speaking.pop(step.member, None)
+                member = self._declared(step.member)
+                self._turns[member] = self._turns.get(member, 0) + 1
                 said = Text.assemble(
                     (f"{step.member}", "bold cyan"), (f" ({step.superstep}) ", "dim")
                 )
@@ -118,7 +134,28 @@ class LiveView:
                 Text(what, "dim"),
                 Text(speaker.text.replace("\n", " ")[-70:]),
             )
-        return Group(table, Text(f"step {self._superstep}  {_left(self._left)}", "dim"))
+        foot = Text(f"step {self._superstep}  {_left(self._left)}", "dim")
+        if self._team is None:
+            return Group(table, foot)
+        speaking = {self._declared(path) for path in self._speaking}
+        return Group(canvas(self._team, speaking, self._turns), table, foot)
+
+    def ask(self, question: Question) -> str:
+        """Ask a person at the terminal, without drawing meanwhile."""
+        if self._live:
+            self._live.stop()
+        try:
+            return at_terminal(question)
+        finally:
+            if self._live:
+                self._live.start()
+
+    def _declared(self, path: str) -> str:
+        """The outermost team's member that a path stands for: copies and inner members too."""
+        name = path.partition("/")[0]
+        if self._team is None or name in self._team.names:
+            return name
+        return name.rpartition("-")[0]
 
 
 def _left(left: Limits) -> str:

@@ -28,12 +28,16 @@ def run(
         "smollm2-135m", "--model", "-m", help="Name, GGUF file, folder, hub name or URL."
     ),
     model_name: str = typer.Option("", help="The model's name at an endpoint."),
-    dtype: str = typer.Option("bf16", help="bf16 or fp32 (exact, slower)."),
+    dtype: str = typer.Option("bf16", help="bf16, fp32 (exact, slower) or packed (faster alone)."),
     seed: int = typer.Option(0, help="Every draw follows from it."),
     sharing: bool = typer.Option(True, help="Compute what prompts have in common once."),
     compare: bool = typer.Option(False, "--compare", help="Run again without sharing."),
     tokens: int | None = typer.Option(None, help="Budget of the whole run, in tokens."),
     kv_memory: int = typer.Option(1024, help="KV cache at most, in MiB."),
+    watch: bool = typer.Option(False, "--watch", help="Draw the team and who is speaking."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Show topology, predicted tokens and budget; generate nothing."
+    ),
     json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
 ) -> None:
     """Let a team read your files, work on a task, and show what sharing saved."""
@@ -57,8 +61,13 @@ def run(
             errors.print(f"skipped {skipped.name}: {skipped.reason}", style="dim", markup=False)
         for note in prepared.notes:
             errors.print(note, style="dim", markup=False)
+    if dry_run:
+        from shoal.cli.dry import dry_run as foresee
+
+        foresee(chosen, task, prepared.material, engine, json=json)
+        return
     job = create(chosen, task, prepared.material, settings)
-    finish(job, engine, compare=compare, json=json, notes=prepared.notes)
+    finish(job, engine, compare=compare, watch=watch, json=json, notes=prepared.notes)
 
 
 def open_engine_for(settings: Any, kv_memory: int) -> Engine:
@@ -78,13 +87,21 @@ def open_engine_for(settings: Any, kv_memory: int) -> Engine:
 
 
 def finish(
-    job: Job, engine: Engine, *, compare: bool, json: bool, notes: tuple[str, ...] = ()
+    job: Job,
+    engine: Engine,
+    *,
+    compare: bool,
+    json: bool,
+    watch: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> None:
     """Run a job to its end and print what came out; exit 1 where there is no result."""
     from shoal.cli.report import print_comparison, print_result, print_sharing
 
     try:
-        result, comparison = asyncio.run(_work(job, engine, compare=compare, quiet=json))
+        result, comparison = asyncio.run(
+            _work(job, engine, compare=compare, quiet=json, watch=watch)
+        )
     except KeyboardInterrupt:
         errors.print(f"\nStopped. Go on with: shoal runs resume {job.run.id}", highlight=False)
         raise typer.Exit(130) from None
@@ -101,14 +118,14 @@ def finish(
 
 
 async def _work(
-    job: Job, engine: Engine, *, compare: bool, quiet: bool
+    job: Job, engine: Engine, *, compare: bool, quiet: bool, watch: bool
 ) -> tuple[TeamResult, Comparison | None]:
     from shoal.agents.job import work, work_again
     from shoal.agents.report import compare as compared
     from shoal.cli.live import LiveView
 
-    with LiveView(console, quiet=quiet) as view:
-        result = await work(job, engine, view)
+    with LiveView(console, quiet=quiet, team=job.team if watch else None) as view:
+        result = await work(job, engine, view, ask=view.ask)
     await engine.close()
     if not compare:
         return result, None

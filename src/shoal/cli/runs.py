@@ -103,6 +103,7 @@ def replay(
 def resume(
     run_id: str = _ID,
     kv_memory: int = typer.Option(1024, help="KV cache at most, in MiB."),
+    watch: bool = typer.Option(False, "--watch", help="Draw the team and who is speaking."),
     json: bool = _JSON,
 ) -> None:
     """Go on with a run that was interrupted; finished turns are not repeated."""
@@ -110,7 +111,7 @@ def resume(
     from shoal.cli.run import finish, open_engine_for
 
     job = reopen(find_run(run_id))
-    finish(job, open_engine_for(job.settings, kv_memory), compare=False, json=json)
+    finish(job, open_engine_for(job.settings, kv_memory), compare=False, watch=watch, json=json)
 
 
 def _summary(run: Run) -> dict[str, object]:
