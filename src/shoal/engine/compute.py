@@ -41,10 +41,15 @@ class ComputeThread:
         return self.future(function).result()
 
     def future(self, function: Callable[[], T]) -> Future[T]:
-        """Queue a function; its result or exception arrives in the future."""
+        """Queue a function; its result or exception arrives in the future.
+
+        A future that is cancelled while its function waits in the queue takes it back.
+        """
         answer: Future[T] = Future()
 
         def run() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
             try:
                 answer.set_result(function())
             except BaseException as error:
