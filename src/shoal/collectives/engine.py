@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from shoal.collectives.errors import (
@@ -133,6 +134,7 @@ class Engine:
         self._launches: deque[Flight] = deque()
         self._by_seq: dict[int, Flight] = {}
         self._rx_lanes: list[dict[int, Lane]] = []
+        self._on_block: list[Callable[[Lane], None]] = []
         self._senders: list[Sender] = []
         self._receivers: list[Receiver] = []
         self._linking: Linking | None = None
@@ -140,7 +142,7 @@ class Engine:
         self._strangers: dict[int, Greeting] = {}
         self._broken = ""
         self._outgoing = bytearray()
-        self._heard = self._beaten = self._progress = time.monotonic()
+        self._heard = self._beaten = self._progress = self._looked = time.monotonic()
         self._requests: deque[Callable[[], None]] = deque()
         self._closing = False
         self._armed = False
@@ -258,6 +260,10 @@ class Engine:
 
     def _timers(self) -> None:
         now = time.monotonic()
+        if now - self._looked > 2 * self._heartbeat:  # we were stopped: that is not its silence
+            self._heard += now - self._looked
+            self._progress += now - self._looked
+        self._looked = now
         if now - self._beaten >= self._heartbeat:
             self._beaten = now
             self._say(Heartbeat())
@@ -525,6 +531,7 @@ class Engine:
         self._senders = [Sender(linking.tx[lane]) for lane in range(self._pool)]
         self._receivers = [Receiver(linking.rx[lane]) for lane in range(self._pool)]
         self._rx_lanes = [{} for _ in range(self._pool)]
+        self._on_block = [partial(self._block_received, place) for place in range(self._pool)]
         for place, sender in enumerate(self._senders):
             number = sender.socket.fileno()
             self._watch(number, 0, lambda events, i=place: self._on_sendable(i, events))  # type: ignore[misc]
@@ -583,25 +590,24 @@ class Engine:
 
     def _on_receivable(self, place: int) -> None:
         receiver = self._receivers[place]
-        sender = self._senders[place]
         self._progress = time.monotonic()
-
-        def received(lane: Lane) -> None:
-            if lane.received_all:
-                del self._rx_lanes[place][lane.seq]
-                if lane.done:
-                    self._lane_done(lane)
-            if not sender.armed:
-                self._on_sendable(place, 0)
-
         try:
-            receiver.pump(self._rx_lanes[place], received)
+            receiver.pump(self._rx_lanes[place], self._on_block[place])
         except (OSError, WireError) as error:
             before = self.ring[self.ring.index(self.peer) - 1]
             self._break_links(f"the link from {before} broke: {error}")
             return
         if receiver.parked and self._receivers:
             self._poll.modify(receiver.socket.fileno(), 0)
+
+    def _block_received(self, place: int, lane: Lane) -> None:
+        """A block is in place: what it was waited for can go on to the next peer."""
+        if lane.received_all:
+            del self._rx_lanes[place][lane.seq]
+            if lane.done:
+                self._lane_done(lane)
+        if self._senders and not self._senders[place].armed:
+            self._on_sendable(place, 0)
 
     def _on_sendable(self, place: int, events: int) -> None:
         sender = self._senders[place]

@@ -50,13 +50,8 @@ def reduction(op: Op, dtype: str) -> Kernel:
     import torch
 
     kind = getattr(torch, dtype)
-    function: Callable[..., Any] = {
-        Op.SUM: torch.add,
-        Op.AVG: torch.add,
-        Op.PROD: torch.mul,
-        Op.MAX: torch.maximum,
-        Op.MIN: torch.minimum,
-    }[op]
+    name = {Op.SUM: "add", Op.AVG: "add", Op.PROD: "mul", Op.MAX: "maximum", Op.MIN: "minimum"}[op]
+    function = getattr(torch, name)
 
     def half(a: Array, b: Array, out: Array) -> Any:
         x, y, z = (torch.from_numpy(array.view(np.uint16)).view(kind) for array in (a, b, out))

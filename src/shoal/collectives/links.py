@@ -114,11 +114,25 @@ class Receiver:
         """
         while not self.parked:
             try:
-                more = self._read_body(received) if self._lane else self._read_head(lanes)
+                if self._lane is None:
+                    got, wanted = self.socket.recv_into(self._head_view[self._got :]), 0
+                else:  # the next frame's header comes in the same call
+                    wanted = len(self._body)
+                    got = self.socket.recvmsg_into([self._body, self._head_view])[0]
             except BlockingIOError:
                 return
-            if not more:
+            if got == 0:
+                raise ConnectionResetError("the previous peer hung up")
+            if got < wanted:  # nothing more is likely to be there yet
+                self._body = self._body[got:]
                 return
+            if self._lane is not None:
+                lane, self._lane, self._got = self._lane, None, 0
+                lane.block_received()
+                received(lane)
+            self._got += got - wanted
+            if self._got == HEADER.size:
+                self._begin(lanes)
 
     def resume(self, lanes: Mapping[int, Lane]) -> bool:
         """Try again to find the operation of the frame that is waiting; whether it was found."""
@@ -126,15 +140,6 @@ class Receiver:
             self.parked = False
             self._begin(lanes)
         return not self.parked
-
-    def _read_head(self, lanes: Mapping[int, Lane]) -> bool:
-        got = self.socket.recv_into(self._head_view[self._got :])
-        if got == 0:
-            raise ConnectionResetError("the previous peer hung up")
-        self._got += got
-        if self._got == HEADER.size:
-            self._begin(lanes)
-        return True
 
     def _begin(self, lanes: Mapping[int, Lane]) -> None:
         seq, length = HEADER.unpack(self._head)
@@ -145,20 +150,6 @@ class Receiver:
         if not length:
             raise WireError("A block of 0 bytes is announced.")
         self._body, self._lane, self._got = lane.incoming(length), lane, 0
-
-    def _read_body(self, received: Done) -> bool:
-        """Read on, and the next header with it; False where nothing more is likely to be there."""
-        lane, wanted = self._lane, len(self._body)
-        assert lane is not None
-        got = self.socket.recv_into(self._body)
-        if got == 0:
-            raise ConnectionResetError("the previous peer hung up in the middle of a block")
-        self._body = self._body[got:]
-        if got == wanted:
-            self._lane = None
-            lane.block_received()
-            received(lane)
-        return got == wanted
 
     def close(self) -> None:
         """Hang up."""

@@ -63,11 +63,6 @@ class Lane:
     ``sent`` and ``received`` count blocks; :attr:`done` when both have reached the end.
     """
 
-    __slots__ = (
-        "_ahead", "_dst", "_forward", "_out", "_plan", "_received_bytes", "_recvs", "_sends",
-        "_spare", "_src", "_staging", "received", "rx_bytes", "sent", "seq", "tx_bytes",
-    )  # fmt: skip
-
     def __init__(self, plan: Plan, src: Array, dst: Array, *, seq: int = 0) -> None:
         self._plan, self._src, self._dst, self.seq = plan, src, dst, seq
         w, r = plan.world, plan.rank
@@ -90,6 +85,8 @@ class Lane:
         longest = max((b - a for _, a, b in self._recvs), default=0)
         bytes_ = room(longest, src.dtype) if quantized else longest * src.itemsize
         self._staging = memoryview(bytearray(bytes_))
+        self._staged = np.frombuffer(self._staging, src.dtype, longest)
+        self._src_bytes, self._dst_bytes = src.view(np.uint8).data, dst.view(np.uint8).data
         self._out = memoryview(bytearray(bytes_ if quantized else 0))
         self._spare = np.empty(longest if quantized else 0, src.dtype)
         self._forward: deque[bytes] = deque()
@@ -118,10 +115,11 @@ class Lane:
         """The next block as bytes; valid until :meth:`block_sent`."""
         place, a, b = self._sends[self.sent]
         w = self._plan.world
-        source = self._src if place == 0 else self._dst
         if self._plan.quantization == "none":
-            view = source[a:b].view(np.uint8).data
+            item = self._src.itemsize
+            view = (self._dst_bytes if place else self._src_bytes)[a * item : b * item]
         elif place < w:
+            source = self._dst if place else self._src
             size = encode(source[a:b], self._plan.quantization, self._out)
             view = self._out[:size]
             if place == w - 1:  # the owner keeps what all others will have
@@ -150,7 +148,7 @@ class Lane:
             raise WireError(f"A block of {length} bytes is announced, not of {b - a} elements.")
         if place < self._plan.world - 1:
             return self._staging[:length]
-        return self._dst[a:b].view(np.uint8).data
+        return self._dst_bytes[a * self._src.itemsize : b * self._src.itemsize]
 
     def block_received(self) -> None:
         """The bytes asked for by :meth:`incoming` are there: reduce them, or keep them."""
@@ -162,7 +160,7 @@ class Lane:
                 got = self._spare[: b - a]
                 decode(self._staging[: self._received_bytes], got)
             else:
-                got = np.frombuffer(self._staging, self._src.dtype, b - a)
+                got = self._staged[: b - a]
             out = self._dst[a:b]
             plan.reduce(self._src[a:b], got, out)
             if plan.divide is not None and place == plan.world - 2:

@@ -141,10 +141,14 @@ class Master:
 
     async def _watch(self) -> None:
         """Heartbeats to all, and an end to whoever was silent for too long."""
-        until = time.monotonic() + self._timeout
+        looked = time.monotonic()
+        until = looked + self._timeout
         while True:
             await asyncio.sleep(self._heartbeat / 2)
             now = time.monotonic()
+            if now - looked > 2 * self._heartbeat:  # we were stopped: that is not their silence
+                self._heard = {peer: at + now - looked for peer, at in self._heard.items()}
+            looked = now
             if until and now > until:
                 until = 0.0
                 self._feed(Waited())
@@ -156,6 +160,7 @@ class Master:
 
     def _drop(self, peer: str, reason: str) -> None:
         writer = self._writers.pop(peer, None)
+        self._heard.pop(peer, None)
         if writer is not None:
             writer.write(pack(Kicked(f"The master gave this peer up: {reason}.")))
             writer.close()
@@ -175,7 +180,8 @@ class Master:
             peer = self._register(first, writer)
             while peer in self._writers:
                 packet = await _packet(reader)
-                self._heard[peer] = time.monotonic()
+                if peer in self._heard:
+                    self._heard[peer] = time.monotonic()
                 if isinstance(packet, Leave):
                     reason = "it left"
                     break
@@ -188,7 +194,7 @@ class Master:
                 writer.write(pack(Kicked(str(error))))
         finally:
             if self._writers.get(peer) is writer:
-                del self._writers[peer]
+                del self._writers[peer], self._heard[peer]
                 self._feed(Left(peer, reason))
             writer.close()
 
@@ -231,6 +237,7 @@ class Master:
                     self._writers[item.peer].write(pack(item.packet))
             elif isinstance(item, Kick) and item.peer in self._writers:
                 writer = self._writers.pop(item.peer)
+                del self._heard[item.peer]
                 writer.write(pack(Kicked(item.reason)))
                 writer.close()
         self._keep_journal()
