@@ -57,6 +57,8 @@ class Usage:
     total_ms        milliseconds from submission to the end
     kv_bytes        KV cache held by this request alone, beside what it shares
     recomputed_tokens  tokens computed a second time, after memory ran out
+    approx_tokens   prompt tokens whose KV entries were moved here from another context
+    repaired_tokens prompt tokens that were moved here and computed again in this context
     """
 
     prompt_tokens: int = 0
@@ -66,6 +68,8 @@ class Usage:
     total_ms: float = 0.0
     kv_bytes: int = 0
     recomputed_tokens: int = 0
+    approx_tokens: int = 0
+    repaired_tokens: int = 0
 
     @property
     def asked_tokens(self) -> int:
@@ -75,7 +79,7 @@ class Usage:
     @property
     def computed_prompt_tokens(self) -> int:
         """Prompt tokens that really went through the model for this request."""
-        return self.prompt_tokens - self.shared_tokens
+        return self.prompt_tokens - self.shared_tokens - self.approx_tokens
 
     def __add__(self, other: Usage) -> Usage:
         """Counts and milliseconds add up; ``kv_bytes`` keeps the larger, as caches are reused."""
@@ -87,6 +91,8 @@ class Usage:
             self.total_ms + other.total_ms,
             max(self.kv_bytes, other.kv_bytes),
             self.recomputed_tokens + other.recomputed_tokens,
+            self.approx_tokens + other.approx_tokens,
+            self.repaired_tokens + other.repaired_tokens,
         )
 
 

@@ -12,7 +12,9 @@ import torch
 from shoal.core.protocols import Completion, Request, TokenLogprob
 from shoal.core.records import Finish, Usage
 from shoal.engine.grammar import Constraint
+from shoal.engine.repair import Repair, Repaired
 from shoal.engine.sampler import Row
+from shoal.engine.segments import KVSegment
 from shoal.engine.tree import Node
 
 
@@ -23,6 +25,42 @@ class TextStream(Protocol):
     def finish(self) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of prompt tokens; with a segment, its keys and values are moved, not computed."""
+
+    tokens: tuple[int, ...]
+    segment: KVSegment | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Composition:
+    """A request whose prompt is given as pieces, some of which may be moved here.
+
+    The pieces before the first moved one are exact, and shared like any prompt's beginning. The
+    last piece is computed. ``keep_states`` keeps the final hidden states of private pieces for
+    the watch to look at (``Node.all_hidden``).
+    """
+
+    request: Request
+    pieces: tuple[Piece, ...]
+    repair: Repair | None = None
+    watch: Watch | None = None
+    keep_states: bool = False
+
+
+class Watch(Protocol):
+    """Looks at the cache of a request while it is there; called on the compute thread."""
+
+    def prefilled(self, job: Generation) -> None:
+        """The prompt is complete down to ``job.end``."""
+        ...
+
+    def ending(self, job: Generation) -> None:
+        """The answer is complete; its nodes are about to be let go."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Generation:
     """One request on its way through the engine.
@@ -30,6 +68,9 @@ class Generation:
     tokens    prompt and answer so far; ``end`` is the node whose last token is theirs
     decoding  the prompt is computed and ``end`` is a tail that grows
     computed  prompt tokens computed for this request; recomputed after a preemption
+    pieces    the prompt in runs, where some are moved here; empty: all of it is exact
+    beginning tokens before the first moved run: exact, and shared with others
+    repair    which moved tokens are computed again; pending until that is done
     """
 
     request: Request
@@ -49,6 +90,13 @@ class Generation:
     finish: Finish | None = None
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    pieces: tuple[Piece, ...] = ()
+    repair: Repair | None = None
+    repair_pending: bool = False
+    repaired: Repaired | None = None
+    beginning: int = 0
+    watch: Watch | None = None
+    keep_states: bool = False
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
     _sent: int = 0
@@ -62,7 +110,11 @@ class Generation:
     def unfinished(self) -> Iterator[Node]:
         """Nodes of the prompt that wait to be computed, from the top."""
         if self.end is not None and not self.decoding:
-            yield from (node for node in self.end.path() if not node.complete)
+            for node in self.end.path():
+                if self.repair_pending and not node.attached:
+                    return  # what follows the exact beginning is the repair's to compute
+                if not node.complete:
+                    yield node
 
     def charge(self, count: int) -> None:
         """Book prompt tokens that are computed for this request."""
@@ -70,6 +122,16 @@ class Generation:
             self.recomputed += count
         else:
             self.computed += count
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the cache of this request holds anything but exact keys and values."""
+        return any(piece.segment is not None for piece in self.pieces)
+
+    def moved_tokens(self) -> list[bool]:
+        """Of each token below the exact beginning, whether it was moved here."""
+        moved = [piece.segment is not None for piece in self.pieces for _ in piece.tokens]
+        return [*moved, *(False for _ in self.answer)][self.beginning :]
 
     @property
     def growth(self) -> int:
@@ -150,13 +212,17 @@ class Generation:
         """The answer as it stands."""
         now = time.perf_counter()
         first = self.first_token if self.first_token is not None else now
+        moved = sum(len(piece.tokens) for piece in self.pieces if piece.segment is not None)
+        repaired = 0 if self.repaired is None else len(self.repaired.selected)
         return Completion(
             text=self.text,
             tokens=tuple(self.answer),
             finish="error" if error else self.finish or "cancelled",
             usage=Usage(
                 prompt_tokens=self.prompt_tokens,
-                shared_tokens=max(0, self.prompt_tokens - self.computed),
+                shared_tokens=max(0, self.prompt_tokens - self.computed - moved),
+                approx_tokens=moved - repaired,
+                repaired_tokens=repaired,
                 decoded_tokens=len(self.answer),
                 first_token_ms=(first - self.submitted) * 1e3,
                 total_ms=(now - self.submitted) * 1e3,

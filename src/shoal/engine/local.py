@@ -28,15 +28,17 @@ from shoal.core.protocols import (
     OnDelta,
     Prompt,
     Request,
+    Sampling,
     Score,
     Segment,
 )
 from shoal.core.records import Message, ToolSpec
 from shoal.engine.compute import compute
-from shoal.engine.generation import Generation, HiddenStates
+from shoal.engine.generation import Composition, Generation, HiddenStates, Piece
 from shoal.engine.grammar import Constraint, vocabulary
 from shoal.engine.pool import KVPool
 from shoal.engine.scheduler import Job, Scheduler
+from shoal.engine.segments import KVSegment, cut
 from shoal.engine.step import Counters, Stepper
 from shoal.engine.tree import PrefixTree
 from shoal.models.loading import Model, load
@@ -139,12 +141,54 @@ class LocalEngine:
         self, requests: Sequence[Request], on_delta: OnDelta | None = None
     ) -> list[Completion]:
         """See :meth:`shoal.core.protocols.Engine.generate`."""
+        return await self._answer([Composition(request, ()) for request in requests], on_delta)
+
+    async def compose(
+        self, compositions: Sequence[Composition], on_delta: OnDelta | None = None
+    ) -> list[Completion]:
+        """Answer requests whose prompts are put together from pieces, some of them moved.
+
+        A completion says in ``how`` and ``usage`` what was moved. One that cannot be composed (a
+        piece of another model, an engine without sharing) fails alone.
+        """
+        return await self._answer(compositions, on_delta)
+
+    async def capture(self, tokens: Sequence[int], start: int = 0, salt: str = "") -> KVSegment:
+        """Keys and values of ``tokens[start:]`` in the context of those before; computed once.
+
+        Raises :class:`EngineError` where the tokens do not fit.
+        """
+        cutter = _Cutter(self, start)
+        request = Request((), Sampling(max_tokens=0), salt=salt)
+        whole = (Piece(tuple(tokens)),)
+        (done,) = await self.compose([Composition(request, whole, watch=cutter)])
+        if cutter.segment is None:
+            raise EngineError(done.error or "The tokens could not be computed.")
+        return cutter.segment
+
+    def cut(self, job: Generation, start: int, stop: int) -> KVSegment:
+        """A copy of part of a job's cache, for a watch; on the compute thread."""
+        assert job.end is not None
+        path = job.end.path()
+        slots = [slot for node in path for slot in range(node.start, node.start + node.filled)]
+        return cut(
+            self._pool,
+            self.model.decoder,
+            slots[start:stop],
+            job.tokens[start:stop],
+            start,
+            self.model.fingerprint,
+        )
+
+    async def _answer(
+        self, compositions: Sequence[Composition], on_delta: OnDelta | None
+    ) -> list[Completion]:
         loop = asyncio.get_running_loop()
-        answers: list[asyncio.Future[Completion]] = [loop.create_future() for _ in requests]
+        answers: list[asyncio.Future[Completion]] = [loop.create_future() for _ in compositions]
         jobs: list[Job] = []
-        for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+        for index, (each, answer) in enumerate(zip(compositions, answers, strict=True)):
             try:
-                jobs.append(self._generation(index, request, answer, on_delta, loop))
+                jobs.append(self._generation(index, each, answer, on_delta, loop))
             except ShoalError as error:
                 kind: ErrorKind | None = "context" if isinstance(error, ContextOverflow) else None
                 answer.set_result(Completion("", finish="error", error=str(error), error_kind=kind))
@@ -226,12 +270,19 @@ class LocalEngine:
     def _generation(
         self,
         index: int,
-        request: Request,
+        composition: Composition,
         answer: asyncio.Future[Completion],
         on_delta: OnDelta | None,
         loop: asyncio.AbstractEventLoop,
     ) -> Generation:
-        tokens = self._encode(request.prompt, tools=request.tools, salt=request.salt)
+        request, pieces = composition.request, composition.pieces
+        if pieces:
+            self._check_pieces(pieces)
+            tokens = [token for piece in pieces for token in piece.tokens]
+            if len(pieces) == 1:  # the last piece is private: it need not be the whole prompt
+                pieces = (Piece(tuple(tokens[:-1])), Piece(tuple(tokens[-1:])))
+        else:
+            tokens = self._encode(request.prompt, tools=request.tools, salt=request.salt)
         if not tokens:
             raise EngineError("The prompt is empty: give at least one token.")
         self._check_tokens(tokens)
@@ -253,13 +304,38 @@ class LocalEngine:
             constraint=self._constraint(request.grammar),
             on_text=on_text,
             on_done=lambda completion: _call(
-                loop, lambda: _resolve(answer, replace(completion, how=self._how))
+                loop, lambda: _resolve(answer, self._told(completion))
             ),
+            pieces=pieces,
+            repair=composition.repair,
+            watch=composition.watch,
+            keep_states=composition.keep_states,
         )
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if any(not 0 <= token < self.model.config.vocab for token in tokens):
             raise EngineError(f"A token id lies outside the vocabulary of {self.model.name}.")
+
+    def _check_pieces(self, pieces: Sequence[Piece]) -> None:
+        moved = [piece.segment for piece in pieces if piece.segment is not None]
+        if moved and not self._scheduler.sharing:
+            raise EngineError("An engine that shares nothing cannot move keys and values.")
+        if any(segment.fingerprint != self.model.fingerprint for segment in moved):
+            raise EngineError(
+                f"A piece was computed by another model than {self.model.name}: compute it again."
+            )
+        if pieces[-1].segment is not None or not pieces[-1].tokens:
+            raise EngineError("The last piece of a prompt must be computed: give it a token.")
+
+    def _told(self, completion: Completion) -> Completion:
+        """The completion with how it was computed."""
+        usage, how = completion.usage, self._how
+        if usage.approx_tokens or usage.repaired_tokens:
+            moved = usage.approx_tokens + usage.repaired_tokens
+            how = f"moved {moved} of {usage.prompt_tokens} prompt tokens"
+            if usage.repaired_tokens:
+                how += f", {usage.repaired_tokens} of them computed again"
+        return replace(completion, how=how)
 
     def _room(self, prompt: int) -> int:
         """Tokens that can follow a prompt of this length; raises where none can."""
@@ -360,6 +436,21 @@ class LocalEngine:
             else:
                 job.on_done(why)
             self._scheduler.finish(job)
+
+
+class _Cutter:
+    """Cuts out the end of a prompt as soon as it is there."""
+
+    def __init__(self, engine: LocalEngine, start: int) -> None:
+        self._engine = engine
+        self._start = start
+        self.segment: KVSegment | None = None
+
+    def prefilled(self, job: Generation) -> None:
+        self.segment = self._engine.cut(job, self._start, job.prompt_tokens)
+
+    def ending(self, job: Generation) -> None:
+        """Nothing more is wanted."""
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:

@@ -11,14 +11,16 @@ policy's to say (:mod:`shoal.engine.policies`).
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from shoal.engine.attention import Work
-from shoal.engine.generation import Generation, HiddenStates
+from shoal.engine.generation import Generation, HiddenStates, Piece
 from shoal.engine.generation import Job as Job
 from shoal.engine.policies import ArrivalOrder, Policy
+from shoal.engine.segments import KVSegment
 from shoal.engine.tree import Node, PrefixTree
 
 ROWS = 512  # of one step; more makes prefill no faster and answers under way wait longer
@@ -53,6 +55,7 @@ class Scheduler:
         sharing: bool = True,
         rows: int = ROWS,
         policy: Policy | None = None,
+        write: Callable[[KVSegment, Sequence[int], int], None] | None = None,
     ) -> None:
         self.tree = tree
         self.sharing = sharing
@@ -61,6 +64,7 @@ class Scheduler:
         self.running: dict[Job, None] = {}  # in order of admission
         self.preemptions = 0
         self.meter = Meter()
+        self.write = write or _cannot_write  # a segment into slots, at a position
 
     def submit(self, jobs: Iterable[Job]) -> None:
         """Queue a group; the scheduler sees all of it before any of it starts."""
@@ -130,6 +134,9 @@ class Scheduler:
             job.end = self.tree.extend(None, job.tokens)
             return job.end is not None
         salt, shared = self.waiting.shared(job)
+        if job.pieces:
+            job.end = self._place_pieces(job, salt)
+            return job.end is not None
         if shared < len(job.tokens):
             job.end = self._place_apart(job, salt, shared)
             return job.end is not None
@@ -156,6 +163,40 @@ class Scheduler:
         end = self.tree.extend(base, job.tokens[shared:])
         if end is None and base is not None:
             self.tree.unpin(base)
+        return end
+
+    def _place_pieces(self, job: Generation, salt: str) -> Node | None:
+        """A prompt in pieces: an exact beginning, which others find, and private nodes below it.
+
+        Moved keys and values are written at once; what stands between them is computed in the
+        context that they make, and so nothing from the first of them on is ever shared.
+        """
+        pieces = [*job.pieces, Piece(tuple(job.answer))]  # an answer that was preempted
+        exact = list(itertools.takewhile(lambda piece: piece.segment is None, pieces))
+        exact = exact[: len(pieces) - 2]  # the last piece's states are this request's own
+        beginning = [token for piece in exact for token in piece.tokens]
+        job.beginning = len(beginning)
+        end = self.tree.insert(beginning, salt) if beginning else None
+        if beginning and end is None:
+            return None
+        for piece in pieces[len(exact) :]:
+            if not piece.tokens:
+                continue
+            below = self.tree.extend(end, piece.tokens)
+            if below is None:
+                if end is not None:
+                    self.tree.unpin(end)
+                return None
+            done = 0
+            for node in _between(end, below):
+                node.keep_hidden = job.keep_states
+                if piece.segment is not None:
+                    part = piece.segment.slice(done, done + len(node.tokens))
+                    self.write(part, range(node.start, node.start + len(part)), node.position)
+                    node.filled = len(node.tokens)
+                    done += len(part)
+            end = below
+        job.repair_pending = job.repair is not None
         return end
 
     def _place_suffixes(self, job: HiddenStates) -> bool:
@@ -234,7 +275,12 @@ class Scheduler:
         if job.end is None:
             return
         path = job.end.path()
-        if isinstance(job, Generation) and self.sharing and self.waiting.keeps:
+        if (
+            isinstance(job, Generation)
+            and self.sharing
+            and self.waiting.keeps
+            and not job.approximate
+        ):
             for node in path:
                 if not node.attached:
                     self.tree.adopt(node)
@@ -275,6 +321,10 @@ class _Plan:
             self._left -= count
             self.rows += count
         return count
+
+
+def _cannot_write(segment: KVSegment, slots: Sequence[int], position: int) -> None:
+    raise AssertionError("a scheduler without tensors cannot move keys and values")
 
 
 def _between(above: Node | None, end: Node) -> list[Node]:

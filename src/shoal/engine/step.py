@@ -5,6 +5,7 @@ No threads and no files here: the loop can be driven by hand in a test.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,10 @@ from shoal.core.protocols import TokenLogprob
 from shoal.engine.attention import StepAttention, Work
 from shoal.engine.generation import Generation, HiddenStates
 from shoal.engine.pool import KVPool
+from shoal.engine.repair import repair
 from shoal.engine.sampler import Row, choose
 from shoal.engine.scheduler import Job, Scheduler
+from shoal.engine.segments import place
 from shoal.models.loading import Model
 
 
@@ -42,6 +45,7 @@ class Stepper:
         self.pool = pool
         self.scheduler = scheduler
         self.counters = Counters()
+        scheduler.write = functools.partial(place, pool, model.decoder)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -49,6 +53,9 @@ class Stepper:
         works = sorted(self.scheduler.plan(), key=_place)  # readers of one span side by side
         if works:
             self._forward(works)
+        for job in self.scheduler.running:
+            if isinstance(job, Generation) and job.repair_pending:
+                self._repair(job)
         self._choose()
         self._collect()
 
@@ -76,6 +83,25 @@ class Stepper:
             if node.complete:
                 node.last_hidden = states_TD[-1].clone()
 
+    def _repair(self, job: Generation) -> None:
+        """Compute a request that was put together from elsewhere, once its beginning is there."""
+        assert job.end is not None and job.repair is not None
+        path = job.end.path()
+        own = [node for node in path if node.position >= job.beginning]
+        if not all(node.complete for node in path[: -len(own)]):
+            return
+        moved_A = torch.tensor(job.moved_tokens())
+        done = repair(self.model.decoder, self.pool, path, job.beginning, job.repair, moved_A)
+        for node in own:
+            first = node.position - job.beginning
+            states_TD = done.states_AD[first : first + len(node.tokens)]
+            node.filled = len(node.tokens)
+            node.last_hidden = states_TD[-1].clone()
+            node.all_hidden = states_TD if node.keep_hidden else None
+        self.counters.tokens_computed += done.rows
+        job.charge(len(moved_A) - int(moved_A.sum()))
+        job.repair_pending, job.repaired = False, done
+
     def _choose(self) -> None:
         ready: list[Generation] = []
         rows: list[Row] = []
@@ -83,6 +109,8 @@ class Stepper:
         for job in list(self.scheduler.running):
             if isinstance(job, Generation) and job.end is not None and job.end.complete:
                 assert job.end.last_hidden is not None, "an end that was computed kept its state"
+                if not job.decoding and job.watch is not None:
+                    job.watch.prefilled(job)
                 if not job.max_new:
                     job.finish = "length"
                     self._end(job)
@@ -122,6 +150,8 @@ class Stepper:
                 job.on_done(states)
 
     def _end(self, job: Generation, error: str | None = None) -> None:
+        if job.watch is not None and job.finish in ("stop", "length"):
+            job.watch.ending(job)
         self.scheduler.finish(job)
         job.on_done(job.completion(token_bytes=self.pool.token_bytes, error=error))
 

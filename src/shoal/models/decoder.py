@@ -141,11 +141,25 @@ class Decoder:
         self, ids_T: torch.Tensor, positions_T: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
         """Hidden states [T, D] after the final norm; differentiable where weights ask for it."""
+        x_TD = self.through(self.embed(ids_T), positions_T, attend, 0, self.config.layers)
+        return self.finish(x_TD)
+
+    def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        """What the first layer takes: [T, D] fp32."""
+        return F.embedding(ids_T, self._embed).float()
+
+    def finish(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """What the head takes, of what the last layer gave: [T, D]."""
+        return self._norm(x_TD, self._final_norm)
+
+    def through(
+        self, x_TD: torch.Tensor, positions_T: torch.Tensor, attend: Attend, first: int, last: int
+    ) -> torch.Tensor:
+        """The layers ``first .. last`` (the last not among them): [T, D] fp32."""
         config = self.config
-        T, H, K, d = len(ids_T), config.heads, config.kv_heads, config.head_dim
-        cos_T1d, sin_T1d = self._rotation(positions_T)
-        x_TD = F.embedding(ids_T, self._embed).float()
-        for index, layer in enumerate(self._for(T).layers):
+        T, H, K, d = len(x_TD), config.heads, config.kv_heads, config.head_dim
+        cos_T1d, sin_T1d = self.rotation(positions_T)
+        for index, layer in enumerate(self._for(T).layers[first:last], first):
             normed_TD = self._norm(x_TD, layer.attn_norm)
             qkv = _linear(normed_TD, layer.qkv, layer.qkv_bias).view(T, H + 2 * K, d)
             qk = qkv[:, : H + K]
@@ -163,7 +177,7 @@ class Decoder:
             normed_TD = self._norm(x_TD, layer.mlp_norm)
             gate_TI, up_TI = _linear(normed_TD, layer.gate_up).chunk(2, dim=-1)
             x_TD = x_TD + _linear(F.silu(gate_TI) * up_TI, layer.down)
-        return self._norm(x_TD, self._final_norm)
+        return x_TD
 
     def logits(self, hidden_RD: torch.Tensor, *, precise: bool = False) -> torch.Tensor:
         """Scores of the next token: [R, V] fp32.
@@ -192,7 +206,7 @@ class Decoder:
         """RMSNorm over the last dimension: fp32 in, the decoder's dtype out."""
         return F.rms_norm(x, weight.shape, weight, self.config.eps).to(self.dtype)
 
-    def _rotation(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotation(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and signed sin, both [T, 1, d] fp32, as :func:`rotate` wants them."""
         angles = positions_T[:, None, None] * self._frequencies
         cos, sin = angles.cos(), angles.sin()
