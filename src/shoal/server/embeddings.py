@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -75,13 +76,17 @@ class LocalEmbedder:
     """MiniLM on the compute thread, loaded when it is first asked for."""
 
     def __init__(self) -> None:
-        self._model: MiniLM | None = None
+        self._loading: Future[MiniLM] | None = None
+
+    async def model(self) -> MiniLM:
+        """The model; who goes away while it is loaded does not stop that for the others."""
+        if self._loading is None or (self._loading.done() and self._loading.exception()):
+            self._loading = compute.future(MiniLM.open)
+        return await asyncio.shield(asyncio.wrap_future(self._loading))
 
     async def read(self, inputs: Sequence[str | list[int]], cut: int | None) -> list[list[int]]:
         """Token ids of inputs, cut to ``cut`` tokens where that is given."""
-        if self._model is None:
-            self._model = await asyncio.wrap_future(compute.future(MiniLM.open))
-        model = self._model
+        model = await self.model()
 
         def encoded() -> list[list[int]]:
             return [model.encode(one) if isinstance(one, str) else one for one in inputs]
@@ -105,8 +110,7 @@ class LocalEmbedder:
 
     async def vectors(self, tokens: Sequence[list[int]]) -> NDArray[np.float32]:
         """Unit vectors [B, D], computed in batches of texts of like length."""
-        model = self._model
-        assert model is not None, "texts are read before they are embedded"
+        model = await self.model()
         found = np.zeros((len(tokens), DIMENSIONS), np.float32)
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
         while order:

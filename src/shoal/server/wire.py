@@ -54,7 +54,11 @@ ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 class Strict(BaseModel):
     """Part of a body: an unknown field is an error, and the nearest known one is named."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(
+        extra="allow",
+        protected_namespaces=(),
+        json_schema_extra={"additionalProperties": False},
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Strict:
@@ -169,7 +173,7 @@ class Sampled(Strict):
     stream: bool | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-3, le=100, allow_inf_nan=False)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
     guided_choice: list[Text] | None = None
