@@ -105,7 +105,7 @@ class Refusal(Exception):
 
 
 class Puppet:
-    """The test's end. ``begin`` sends a command, ``end`` waits for its answer, calling does both."""
+    """The test's end: ``begin`` sends a command, ``end`` waits for the answer, a call does both."""
 
     def __init__(self, master: str, **options: Any) -> None:
         self.process = subprocess.Popen(

@@ -46,7 +46,8 @@ _UFUNCS = {
 def reduction(op: Op, dtype: str) -> Kernel:
     """The kernel of an operation; bfloat16 arrays come as uint16."""
     if dtype not in ("float16", "bfloat16"):
-        return _UFUNCS[op]
+        ufunc = _UFUNCS[op]
+        return lambda a, b, out: ufunc(a, b, out=out)
     import torch
 
     kind = getattr(torch, dtype)
