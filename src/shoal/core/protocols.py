@@ -77,7 +77,8 @@ class Request:
     """One prompt to be answered. Caches are never shared between different ``salt`` values.
 
     ``tool_choice`` ("auto", "none", "required" or a tool's name) is for endpoints that call tools
-    by themselves; elsewhere a grammar says which calls may be written.
+    by themselves; elsewhere a grammar says which calls may be written. ``reuse`` "approx" allows
+    an engine to move cache of equal text here from other contexts, where it can.
     """
 
     prompt: Prompt
@@ -86,8 +87,10 @@ class Request:
     tools: tuple[ToolSpec, ...] = ()
     salt: str = ""
     adapter: str | None = None
+    placeholders: tuple[Segment, ...] = ()
     id: str = field(default_factory=new_id)
     tool_choice: str = "auto"
+    reuse: Literal["exact", "approx"] = "exact"
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,14 @@ class Watch(Protocol):
         ...
 
 
+class Reuse(Protocol):
+    """Finds cache of equal text elsewhere for requests that allow it."""
+
+    def welcome(self, job: Generation) -> None:
+        """Take a request on before it is queued; raises :class:`ShoalError` to refuse it."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Generation:
     """One request on its way through the engine.

@@ -34,7 +34,7 @@ from shoal.core.protocols import (
 )
 from shoal.core.records import Message, ToolSpec
 from shoal.engine.compute import compute
-from shoal.engine.generation import Composition, Generation, HiddenStates, Piece
+from shoal.engine.generation import Composition, Generation, HiddenStates, Piece, Reuse
 from shoal.engine.grammar import Constraint, vocabulary
 from shoal.engine.pool import KVPool
 from shoal.engine.scheduler import Job, Scheduler
@@ -51,8 +51,11 @@ class LocalEngine:
     """Implements :class:`shoal.core.protocols.Engine` for one loaded model.
 
     With ``sharing`` off every request computes its whole prompt, as a baseline. ``kv_bytes``
-    bounds the KV cache; requests beyond it wait.
+    bounds the KV cache; requests beyond it wait. ``reuse`` serves requests that allow approximate
+    reuse (:func:`shoal.engine.kvshare.sharing.attach`); without it they are answered exactly.
     """
+
+    reuse: Reuse | None = None
 
     def __init__(self, model: Model, *, sharing: bool = True, kv_bytes: int = KV_BYTES) -> None:
         config = model.config
@@ -294,7 +297,7 @@ class LocalEngine:
             if on_delta is not None:
                 _call(loop, lambda: on_delta(Delta(index, piece, new)))
 
-        return Generation(
+        job = Generation(
             request=request,
             prompt_tokens=len(tokens),
             tokens=tokens,
@@ -311,6 +314,9 @@ class LocalEngine:
             watch=composition.watch,
             keep_states=composition.keep_states,
         )
+        if self.reuse is not None and request.reuse == "approx" and not pieces:
+            self.reuse.welcome(job)
+        return job
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if any(not 0 <= token < self.model.config.vocab for token in tokens):
