@@ -538,7 +538,16 @@ def main() -> None:
         tiny_model(model)
         (keys := folder / "keys.toml").write_text(KEY_FILE)
         command = [sys.executable, "-m", "shoal", "serve", "--model", str(model), "--port", "0"]
-        command += ["--dtype", "fp32", "--kv-memory", "8", "--keys", str(keys)]
+        command += [
+            "--dtype",
+            "fp32",
+            "--kv-memory",
+            "8",
+            "--store-memory",
+            "1",
+            "--keys",
+            str(keys),
+        ]
         with server([sys.executable, "-c", SCRIPTED]) as bare, server(command) as at:
             result = asyncio.run(measure(model, at, bare, options))
     if options.json:

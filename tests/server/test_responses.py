@@ -11,7 +11,6 @@ from shoal.core.protocols import Completion, TokenLogprob
 from shoal.core.records import Message, ToolCall
 from shoal.engine.scripted import ScriptedEngine
 from shoal.server.response_store import ResponseStore
-from shoal.server.responses_wire import ResponseObject
 
 Start = Callable[..., str]
 CITY = {
@@ -224,21 +223,20 @@ def test_a_failure_in_a_stream_is_an_event(start: Start) -> None:
     assert plain.status_code == 408
 
 
-def stored(id: str) -> ResponseObject:
-    return ResponseObject(id=id, created_at=0, model="small", text={})
-
-
 def test_the_store_is_bounded_and_the_greedy_lose_first() -> None:
-    store = ResponseStore(10_000)
-    for number in range(8):
-        store.put("greedy", stored(f"r{number}"), (), (Message("user", "x"),), 1)
-        if not number:
-            store.put("modest", stored("m"), (), (Message("user", "x"),), 1)
-        assert store.size <= 10_000
-    assert store.get("modest", "m") and store.get("greedy", "r7")
-    assert store.get("greedy", "r0") is None and store.get("modest", "r7") is None
-    store.put("greedy", stored("huge"), (), (Message("user", "x" * 9000),), 1)
-    assert store.get("greedy", "huge") is None and store.get("greedy", "r7")
-    for scope, id in (("modest", "m"), *(("greedy", f"r{number}") for number in range(8))):
+    store = ResponseStore(20_000)
+
+    def put(scope: str, id: str, text: str = "x") -> None:
+        store.put(scope, id, "{}", (), (Message("user", text),), 1)
+
+    put("modest", "m")
+    for number in range(30):
+        put("greedy", f"r{number}")
+        assert store.size <= 20_000
+    assert store.get("modest", "m") and store.get("greedy", "r29")
+    assert store.get("greedy", "r0") is None and store.get("modest", "r29") is None
+    put("greedy", "huge", "x" * 20_000)
+    assert store.get("greedy", "huge") is None and store.get("greedy", "r29")
+    for scope, id in (("modest", "m"), *(("greedy", f"r{number}") for number in range(30))):
         store.drop(scope, id)
     assert store.size == 0 and not store.drop("modest", "m")

@@ -32,6 +32,7 @@ def serve(
     max_body: int = typer.Option(16, min=1, help="Largest request, in MiB."),
     max_running: int = typer.Option(256, min=1, help="Requests answered at a time."),
     max_waiting: int = typer.Option(1024, min=0, help="Requests that may wait; then 429."),
+    store_memory: int = typer.Option(64, min=0, help="Responses kept to be continued, in MiB."),
     timeout: float = typer.Option(600.0, min=0.1, help="Seconds a request may take."),
     stop_timeout: float = typer.Option(30.0, min=0.0, help="Seconds to finish when stopped."),
 ) -> None:
@@ -60,6 +61,7 @@ def serve(
             max_waiting=max_waiting,
             request_seconds=timeout,
             stop_seconds=stop_timeout,
+            stored_bytes=store_memory << 20,
         )
         serve_on(engine, sock, model_name=name, keyring=keyring, limits=limits)
         errors.print("Stopped.")

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 from shoal.core.records import Message
-from shoal.server.responses_wire import ResponseObject
 
-_ENTRY_BYTES = 2048  # of objects around the texts, roughly
-_MESSAGE_BYTES = 64  # of a message that an earlier response holds too
+_ENTRY_BYTES = 1024  # of the objects around the texts, roughly
+_SHARED_BYTES = 16  # of a message that an earlier response holds too
+_MESSAGE_BYTES = 256  # of one that none does, beside its text
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A response, the items that were sent for it, and the conversation up to its end."""
+    """A response, the items that were sent for it, and the conversation up to its end.
 
-    response: ResponseObject
-    items: tuple[dict[str, Any], ...]
+    The first two are JSON, which takes a fraction of the objects' memory.
+    """
+
+    response: str
+    items: tuple[str, ...]
     messages: tuple[Message, ...]
     size: int
 
@@ -43,20 +45,21 @@ class ResponseStore:
     def put(
         self,
         scope: str,
-        response: ResponseObject,
-        items: tuple[dict[str, Any], ...],
+        id: str,
+        response: str,
+        items: tuple[str, ...],
         messages: tuple[Message, ...],
         new: int,
     ) -> None:
         """Keep a response whose conversation has ``new`` messages that no earlier one holds."""
-        texts = sum(len(one.content) + len(str(one.tool_calls)) for one in messages[-new:])
-        size = _ENTRY_BYTES + 3 * texts + _MESSAGE_BYTES * len(messages)
+        texts = sum(_MESSAGE_BYTES + _bytes(one) for one in messages[-new:])
+        texts += len(response) + sum(map(len, items))
+        size = _ENTRY_BYTES + texts + _SHARED_BYTES * len(messages)
         if size > self._max:
             return
-        self.drop(scope, response.id)
-        self._tenants.setdefault(scope, OrderedDict())[response.id] = Stored(
-            response, items, messages, size
-        )
+        self.drop(scope, id)
+        stored = Stored(response, items, messages, size)
+        self._tenants.setdefault(scope, OrderedDict())[id] = stored
         self._sizes[scope] = self._sizes.get(scope, 0) + size
         while self.size > self._max:
             most = max(self._sizes, key=self._sizes.__getitem__)
@@ -79,3 +82,7 @@ class ResponseStore:
         if not mine:
             del self._tenants[scope], self._sizes[scope]
         return True
+
+
+def _bytes(message: Message) -> int:
+    return len(message.content) + sum(len(call.arguments) for call in message.tool_calls)

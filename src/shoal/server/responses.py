@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
@@ -75,16 +76,17 @@ def router(service: Service) -> APIRouter:
         def keep(response: ResponseObject) -> None:
             if asked.store:
                 added = (*new, *_said(response.output))
-                shown = tuple(_shown(item) for item in items)
-                store.put(scope, response, shown, (*earlier, *added), len(added))
+                shown = tuple(json.dumps(_shown(item)) for item in items)
+                whole = response.model_dump_json()
+                store.put(scope, response.id, whole, shown, (*earlier, *added), len(added))
 
         shape = ResponseShape(asked, talk.use.names if talk.use else frozenset(), keep)
         requests = talk_requests(body, talk, scope, service.engine.info)
         return await service.respond(http, requests, shape, stream=bool(body.stream))
 
-    @routes.get("/v1/responses/{response_id}")
-    async def retrieve(response_id: str, http: HTTPRequest) -> ResponseObject:
-        return stored(http, response_id).response
+    @routes.get("/v1/responses/{response_id}", response_model=ResponseObject)
+    async def retrieve(response_id: str, http: HTTPRequest) -> Response:
+        return Response(stored(http, response_id).response, media_type="application/json")
 
     @routes.delete("/v1/responses/{response_id}")
     async def delete(response_id: str, http: HTTPRequest) -> Deleted:
@@ -100,7 +102,7 @@ def router(service: Service) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
     ) -> ItemList:
-        items = list(stored(http, response_id).items)
+        items = [json.loads(item) for item in stored(http, response_id).items]
         if order == "desc":
             items.reverse()
         ids = [str(item["id"]) for item in items]
