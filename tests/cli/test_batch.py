@@ -7,9 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner
@@ -166,3 +169,69 @@ def test_a_broken_line_is_named_before_anything_runs(tmp_path: Path, tiny_model:
     done = shoal(str(requests), "-o", str(out), "-m", str(tiny_model))
     assert "Line 2: prompt" in str(done.exception)
     assert list(tmp_path.iterdir()) == [requests]
+
+
+class _Endpoint(BaseHTTPRequestHandler):
+    """Answers completions with their last word; ``prompts`` are those it got."""
+
+    prompts: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        known = self.path == "/v1/models"
+        self._send(200 if known else 404, {"data": [{"id": "m"}]} if known else {})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.prompts.append(body["prompt"])
+        text = body["prompt"].split()[-1]
+        counts = {"prompt_tokens": 9, "completion_tokens": 1}
+        choice = {"index": 0, "text": text, "finish_reason": "stop"}
+        self._send(200, {"choices": [choice], "usage": counts})
+
+    def _send(self, status: int, value: Any) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Quietly."""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    """The base URL of an endpoint on the loopback interface."""
+    _Endpoint.prompts.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Endpoint) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_endpoint_gets_duplicates_once(endpoint: str, tmp_path: Path) -> None:
+    requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    words = ["one", "two", "one", "three", "one"]
+    lines = [{"prompt": f"say {word}", "temperature": 0} for word in words]
+    requests.write_text("\n".join(map(json.dumps, lines)))
+    done = shoal(str(requests), "-o", str(out), "--upstream", endpoint, "--json")
+    assert done.exit_code == 0, done.output
+    answers = [json.loads(line)["response"]["body"] for line in out.read_text().splitlines()]
+    assert [answer["choices"][0]["text"] for answer in answers] == words
+    assert sorted(_Endpoint.prompts) == ["say one", "say three", "say two"]
+    report = json.loads(done.stdout)
+    assert report["details"]["deduplicated"] == 2
+    assert (report["prompt_tokens"], report["prefill_tokens"]) == (45, 27)
+
+
+def test_a_plan_for_an_endpoint_goes_by_text(endpoint: str, requests: Path) -> None:
+    done = shoal(str(requests), "--plan", "--upstream", endpoint, "--json")
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    assert plan["exact"] is False
+    assert plan["seconds"] is None
+    assert len([group for group in plan["groups"] if len(group["prompts"]) == 4]) == 3
+    assert _Endpoint.prompts == []

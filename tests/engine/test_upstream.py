@@ -18,7 +18,7 @@ from shoal.core.protocols import Delta, Grammar, Request, Sampling, Segment
 from shoal.core.records import Message, ToolSpec
 from shoal.engine.remote import RemoteEngine
 from shoal.engine.upstream import UpstreamEngine
-from shoal.engine.upstream_format import same_key, stable_tools, text_of
+from shoal.engine.upstream_format import same_key, slots_of, stable_tools, text_of
 
 DOCUMENTS = [f"Document {d}: " + f"it is about {d}. " * 40 for d in range(4)]
 
@@ -313,3 +313,42 @@ def test_keys_tell_apart_what_is_answered_differently() -> None:
     assert len({same_key(request) for request in (base, *others)}) == 8
     assert same_key(base) == same_key(ask("x", temperature=1.0, seed=1))
     assert text_of(base) != text_of(others[4])
+
+
+async def test_small_words_in_common_make_no_groups_within_a_group() -> None:
+    endpoint = Endpoint()
+    async with fake_endpoint(endpoint.responder()) as fake:
+        engine = upstream(fake.url, slots=4)
+        words = ("What is?", "What was?", "Who is?", "Who was?")
+        await engine.generate([ask(DOCUMENTS[0] + word) for word in words])
+        await engine.close()
+    assert endpoint.most == 1
+
+
+async def test_nested_prefixes_are_waited_for_one_after_the_other() -> None:
+    endpoint = Endpoint()
+    system = "You are a careful reader. " * 20
+    async with fake_endpoint(endpoint.responder()) as fake:
+        engine = upstream(fake.url)
+        await engine.generate(questions([system + text for text in DOCUMENTS], 2))
+        await engine.close()
+    ended = endpoint.log.index(("end", endpoint.prompts[0]))
+    assert ended == 1  # the system prompt, then one of each other document
+    assert engine.counters.ahead == 4
+
+
+@pytest.mark.parametrize(
+    ("props", "slots"),
+    [
+        ({"total_slots": 8}, 8),
+        ({"total_slots": 0}, None),
+        ({}, None),
+        ([], None),
+        (b"<html>", None),
+    ],
+)
+async def test_llama_cpp_says_how_many_slots_it_has(props: Any, slots: int | None) -> None:
+    async with fake_endpoint(send(200, props)) as fake:
+        assert await asyncio.to_thread(slots_of, fake.url + "/v1") == slots
+        assert fake.seen[0][0] == "/props"
+    assert await asyncio.to_thread(slots_of, fake.url) is None

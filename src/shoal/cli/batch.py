@@ -38,7 +38,10 @@ def batch(
     level: str = typer.Option("multi", help="Sharing: multi, single, greedy or none."),
     order: str = typer.Option("ratio", help="Groups by ratio, prefix or arrival."),
     kv_memory: int = typer.Option(1024, min=1, help="KV cache at most, in MiB."),
-    concurrency: int = typer.Option(16, min=1, help="Requests at a time at an endpoint."),
+    concurrency: int = typer.Option(64, min=1, help="Requests at a time at an endpoint."),
+    slots: int | None = typer.Option(
+        None, min=1, help="The endpoint caches in so many slots; found out where it says."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
     """Answer a file of requests, in any order that computes each shared token once."""
@@ -53,7 +56,7 @@ def batch(
         data = requests.read_bytes()
     except OSError as error:
         raise InputError(f"Cannot read {requests}: {error.strerror}.") from error
-    engine = _engine(model, upstream, model_name, dtype, kv_memory, concurrency)
+    engine = _engine(model, upstream, model_name, dtype, kv_memory, concurrency, slots)
     info = engine.info
     tasks = read_lines(data, Reading(info.model, info, any_model=any_model))
     settings = {"level": level, "order": order}
@@ -86,17 +89,23 @@ def _known(what: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _engine(
-    model: str, upstream: str, model_name: str, dtype: str, kv_memory: int, concurrency: int
+    model: str,
+    upstream: str,
+    model_name: str,
+    dtype: str,
+    kv_memory: int,
+    concurrency: int,
+    slots: int | None,
 ) -> Engine:
     from shoal.cli.progress import loading
     from shoal.engine.open import open_engine
 
     if upstream:
-        from shoal.engine.remote import RemoteEngine
         from shoal.engine.upstream import UpstreamEngine
 
-        remote = RemoteEngine.open(upstream, model_name or None, concurrency=concurrency)
-        return UpstreamEngine(remote, concurrency=concurrency)
+        return UpstreamEngine.open(
+            upstream, model_name or None, concurrency=concurrency, slots=slots, remember=1 << 16
+        )
     if model.startswith(("http://", "https://")):
         raise ConfigError("Give the endpoint's address with --upstream.")
     with loading(errors) as progress:

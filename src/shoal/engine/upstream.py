@@ -34,8 +34,9 @@ from shoal.core.protocols import (
     Score,
 )
 from shoal.engine.batch.order import execution_order
-from shoal.engine.batch.prefixes import find_prefixes
-from shoal.engine.upstream_format import same_key, stable_tools, text_of
+from shoal.engine.batch.prefixes import Prefixes, find_prefixes
+from shoal.engine.remote import RemoteEngine
+from shoal.engine.upstream_format import same_key, slots_of, stable_tools, text_of
 
 SHARED_BYTES = 256
 """Text that requests must have in common for one of them to go ahead."""
@@ -131,6 +132,24 @@ class UpstreamEngine:
         self._answers: OrderedDict[Hashable, Completion] = OrderedDict()
         self._ticket = itertools.count()
         self._scheduled = False
+
+    @classmethod
+    def open(
+        cls,
+        base_url: str,
+        model: str | None = None,
+        *,
+        concurrency: int = 64,
+        slots: int | None = None,
+        remember: int = 0,
+    ) -> UpstreamEngine:
+        """Ask an endpoint for its models and whether it works in slots; blocks for some seconds.
+
+        Raises as :meth:`RemoteEngine.open` does.
+        """
+        engine = RemoteEngine.open(base_url, model, concurrency=concurrency)
+        slots = slots_of(base_url) if slots is None else slots
+        return cls(engine, concurrency=concurrency, slots=slots, remember=remember)
 
     # -- the protocol -----------------------------------------------------------------------
 
@@ -250,14 +269,7 @@ class UpstreamEngine:
         )
         answers = np.zeros(len(texts), dtype=np.int64)
         answers[: len(entries)] = [entry.request.sampling.max_tokens for entry in entries]
-        paths = [
-            [
-                node
-                for node in tree.path(int(end))
-                if tree.end_N[node] >= SHARED_BYTES and tree.prompts[node] >= 2
-            ]
-            for end in tree.terminal_P
-        ]
+        paths = [_worth_waiting(tree, int(end)) for end in tree.terminal_P]
         nodes = {node: _Node() for path in paths for node in path}
         for path in paths[len(entries) :]:
             for node in path:
@@ -416,6 +428,17 @@ class UpstreamEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("The engine is closed: open a new one.")
+
+
+def _worth_waiting(tree: Prefixes, end: int) -> list[int]:
+    """Shared nodes down to this one, each with enough text beyond the one above."""
+    found, above = [], 0
+    for node in tree.path(end):
+        several = tree.last_N[node] - tree.first_N[node] >= 2
+        if several and tree.end_N[node] - above >= SHARED_BYTES:
+            found.append(node)
+            above = int(tree.end_N[node])
+    return found
 
 
 def _listen(entry: _Entry, index: int, on_delta: OnDelta) -> None:

@@ -1,4 +1,4 @@
-"""Requests as a planner sees them that does not know the endpoint's tokens: by their text."""
+"""What a planner can know of an endpoint: requests by their text, for want of tokens; slots."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import httpx
+
 from shoal.core.protocols import Request
 from shoal.core.records import Message, ToolSpec
+from shoal.engine.endpoint import base
 
 BYTES_PER_TOKEN = 3.5
 """What a token of English text takes, for estimates."""
@@ -57,3 +60,15 @@ def same_key(request: Request) -> Hashable:
         request.adapter,
         request.tool_choice,
     )
+
+
+def slots_of(base_url: str) -> int | None:
+    """How many slots a llama.cpp server has; None for an endpoint that says nothing of slots."""
+    url = httpx.URL(base(base_url)).join("/props")
+    try:
+        with httpx.Client(trust_env=False, timeout=5.0) as client:
+            found = client.get(url).json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    slots = found.get("total_slots") if isinstance(found, dict) else None
+    return slots if isinstance(slots, int) and slots > 0 else None

@@ -283,7 +283,8 @@ class Planned:
         """The common prefix of a single-level plan that a prompt belongs to; 0: none."""
         tree = self._schedule.tree
         node = int(tree.terminal_P[self._schedule.place[key]])
-        return node if tree.prompts[node] >= 2 else int(tree.parent_N[node])
+        several = tree.last_N[node] - tree.first_N[node] >= 2
+        return node if several else int(tree.parent_N[node])
 
     def placed(self, job: Job, tree: PrefixTree) -> None:
         place = self._schedule.place.get(self._keys[job])

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from shoal.engine.local import LocalEngine
 from shoal.engine.policies import Policy
 from shoal.engine.scheduler import Meter
 from shoal.engine.tree import PrefixTree
+from shoal.engine.upstream import UpstreamEngine
 
 LOCAL_WINDOW = 512
 """Lines under way at a time in a local engine; memory of requests, not of cache, bounds it."""
@@ -232,6 +233,8 @@ class BatchRun:
         else:
             await self._feed(range(len(self._tasks)), self._window or REMOTE_WINDOW)
             report = self._report(self._usage.prompt_tokens - self._usage.shared_tokens)
+            if isinstance(self._engine, UpstreamEngine):
+                report = replace(report, details=asdict(self._engine.counters))
         if self._unanswered:
             raise EngineError(
                 f"{len(self._unanswered)} lines were not answered ({self._unanswered[0]}) "
