@@ -78,7 +78,9 @@ class Request:
 
     ``tool_choice`` ("auto", "none", "required" or a tool's name) is for endpoints that call tools
     by themselves; elsewhere a grammar says which calls may be written. ``reuse`` "approx" allows
-    an engine to move cache of equal text here from other contexts, where it can.
+    an engine to move cache of equal text here from other contexts, where it can. ``placeholders``
+    are named texts in the messages, in their order there, that fill other prompts in other
+    places: an engine with KVCOMM may move their cache, others compute them like any text.
     """
 
     prompt: Prompt

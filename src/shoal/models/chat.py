@@ -85,12 +85,39 @@ class ChatTemplate:
             _marked([_tool(tool) for tool in tools], tokenizer),
             add_generation_prompt,
         )
-        if _MARK not in text:
-            return tokenizer.encode(text, salt=salt)
-        pieces = tokenizer.special_pattern.split(text)
-        return tokenizer.encode_pieces(
-            [piece.replace(_MARK, "") for piece in pieces], tokenizer.specials_in(text), salt=salt
+        return _encode(text, tokenizer, salt)
+
+    def encode_apart(
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        *,
+        tools: Sequence[ToolSpec] = (),
+        salt: str = "",
+    ) -> list[list[int]]:
+        """The conversation cut around ``texts``, each part as tokens of its own.
+
+        The texts stand in the messages in this order; the parts are what comes before the first,
+        the first, what lies between, and so on: ``2 len(texts) + 1`` of them. Raises like
+        :meth:`encode`, and :class:`InputError` for a text that is not there.
+        """
+        rendered = self._render(
+            _marked([_message(message) for message in messages], tokenizer),
+            _marked([_tool(tool) for tool in tools], tokenizer),
+            True,
         )
+        parts, done = [], 0
+        for text in texts:
+            marked = _marked(text, tokenizer)
+            place = rendered.find(marked, done)
+            if place < 0:
+                raise InputError(
+                    f"The text {text[:40]!r} is not in the messages, or not in this order."
+                )
+            parts += [rendered[done:place], marked]
+            done = place + len(marked)
+        return [_encode(part, tokenizer, salt) for part in (*parts, rendered[done:])]
 
     def _render(self, messages: list[Any], tools: list[Any], add_generation_prompt: bool) -> str:
         if self.template is None:
@@ -108,6 +135,16 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise ModelError(f"The chat template refuses these messages: {error}.") from error
+
+
+def _encode(text: str, tokenizer: Tokenizer, salt: str) -> list[int]:
+    """Tokens of a rendered text in which only unmarked special tokens are special."""
+    if _MARK not in text:
+        return tokenizer.encode(text, salt=salt)
+    pieces = tokenizer.special_pattern.split(text)
+    return tokenizer.encode_pieces(
+        [piece.replace(_MARK, "") for piece in pieces], tokenizer.specials_in(text), salt=salt
+    )
 
 
 def _message(message: Message) -> dict[str, Any]:

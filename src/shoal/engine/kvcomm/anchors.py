@@ -1,0 +1,218 @@
+"""Anchors: texts whose keys and values in a context have been seen, and what they say of others.
+
+A placeholder's text has base keys and values, computed behind a fixed beginning. In an agent's
+prompt they differ by an offset, and so do those of the fixed piece after it. The offsets of a new
+text are weighted means over anchors of the same place (KVCOMM, arXiv 2510.12872, equations 5-7).
+
+All keys are un-rotated, so offsets need no rotation; the paper compares rotated keys at one
+position, which for its L1 distance of keys gives slightly other weights.
+
+Shapes: A anchors, L layers, n tokens of the text, T tokens of an anchor (at least n), S tokens of
+the piece after it, K key-value heads, d head size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from shoal.core.files import atomic_path
+from shoal.engine.segments import KVSegment
+
+Offset = tuple[torch.Tensor, torch.Tensor]
+"""What to add to un-rotated keys and to values, [L, tokens, K, d] each."""
+
+
+@dataclass(slots=True, eq=False)
+class Anchor:
+    """One text at one place, with what its context did to it and to the piece after it.
+
+    uses   how often it weighed in on a reused text; born  when it was made
+    """
+
+    base: KVSegment
+    text: Offset
+    after: Offset
+    uses: int = 0
+    born: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.base.nbytes + sum(part.nbytes for part in (*self.text, *self.after))
+
+
+@dataclass(slots=True)
+class AnchorPool:
+    """The anchors of one placeholder of one prompt.
+
+    size    anchors kept at most; window  the oldest among which the least used goes (V and W)
+    nbytes  is bounded by ``budget``: then the least used of the window goes, too
+    """
+
+    size: int = 20
+    window: int = 5
+    budget: int = 256 << 20
+    anchors: list[Anchor] = field(default_factory=list)
+    _clock: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of all anchors."""
+        return sum(anchor.nbytes for anchor in self.anchors)
+
+    def usable(self, base: KVSegment) -> list[Anchor]:
+        """Anchors at least as long as the text."""
+        return [anchor for anchor in self.anchors if len(anchor.base) >= len(base)]
+
+    def add(self, anchor: Anchor) -> None:
+        """Keep an anchor; the least used of the oldest makes room."""
+        self._clock += 1
+        anchor.born = self._clock
+        self.anchors.append(anchor)
+        while len(self.anchors) > self.size or (
+            len(self.anchors) > 1 and self.nbytes > self.budget
+        ):
+            oldest = sorted(self.anchors, key=lambda each: each.born)[: self.window]
+            self.anchors.remove(min(oldest, key=lambda each: (each.uses, each.born)))
+
+    def save(self, path: Path) -> None:
+        """Write all anchors to one file, whole or not at all."""
+        tensors: dict[str, torch.Tensor] = {}
+        for index, anchor in enumerate(self.anchors):
+            tensors |= {
+                f"{index}.{name}": tensor.contiguous()
+                for name, tensor in zip(_NAMES, _tensors(anchor), strict=True)
+            }
+            tensors[f"{index}.counts"] = torch.tensor([anchor.uses, anchor.born])
+        fingerprint = self.anchors[0].base.fingerprint if self.anchors else ""
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"fingerprint": fingerprint})
+
+    def load(self, path: Path, fingerprint: str) -> bool:
+        """Read what :meth:`save` wrote; False where the file is damaged or of another model."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("fingerprint") != fingerprint:
+                    return False
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            count = len(tensors) // (len(_NAMES) + 1)
+            anchors = [_anchor(tensors, index, fingerprint) for index in range(count)]
+        except (OSError, SafetensorError, KeyError):
+            return False
+        self.anchors = anchors
+        self._clock = max((anchor.born for anchor in anchors), default=0)
+        return True
+
+
+_NAMES = ("tokens", "keys", "values", "text.keys", "text.values", "after.keys", "after.values")
+
+
+def _tensors(anchor: Anchor) -> tuple[torch.Tensor, ...]:
+    base = anchor.base
+    tokens = torch.tensor(base.tokens, dtype=torch.long)
+    return tokens, base.keys_LTKd, base.values_LTKd, *anchor.text, *anchor.after
+
+
+def _anchor(tensors: dict[str, torch.Tensor], index: int, fingerprint: str) -> Anchor:
+    part = [tensors[f"{index}.{name}"] for name in _NAMES]
+    base = KVSegment(tuple(part[0].tolist()), part[1], part[2], fingerprint)
+    uses, born = tensors[f"{index}.counts"].tolist()
+    return Anchor(base, (part[3], part[4]), (part[5], part[6]), uses, born)
+
+
+def closeness(base: KVSegment, anchors: Sequence[Anchor]) -> torch.Tensor:
+    """Weights of anchors by distance of all base values, softmax: [A] (equation 5)."""
+    return torch.softmax(-_distances(base, anchors), 0)
+
+
+def entropy(weights_A: torch.Tensor) -> float:
+    """Bits of the weights; the paper shares a text where this is at most gamma log2 A."""
+    return float(-(weights_A * weights_A.clamp_min(1e-30).log2()).sum())
+
+
+def nearest(base: KVSegment, anchors: Sequence[Anchor]) -> float:
+    """Distance of base values to the nearest anchor's, relative to their own length."""
+    if not anchors or not len(base):
+        return 0.0 if not len(base) else math.inf
+    return float(_distances(base, anchors).min() / base.values_LTKd.float().norm())
+
+
+def _distances(base: KVSegment, anchors: Sequence[Anchor]) -> torch.Tensor:
+    values_LnKd, n = base.values_LTKd.float(), len(base)
+    return torch.stack(
+        [(values_LnKd - anchor.base.values_LTKd[:, :n].float()).norm() for anchor in anchors]
+    )
+
+
+def text_offset(base: KVSegment, anchors: Sequence[Anchor]) -> Offset:
+    """Expected offset of a text itself, token by token: [L, n, K, d] fp32 (equation 6).
+
+    A token's weights are softmax over anchors of the negative mean absolute difference at its
+    place, for keys and for values apart.
+    """
+    n = len(base)
+    offsets = []
+    for own, of_base, of_text in (
+        (base.keys_LTKd, "keys_LTKd", 0),
+        (base.values_LTKd, "values_LTKd", 1),
+    ):
+        far_An = torch.stack(
+            [
+                (own.float() - getattr(anchor.base, of_base)[:, :n].float()).abs().mean((0, 2, 3))
+                for anchor in anchors
+            ]
+        )
+        weights_An = torch.softmax(-far_An, 0)
+        total = torch.zeros_like(own, dtype=torch.float32)
+        for weight_n, anchor in zip(weights_An, anchors, strict=True):
+            total += weight_n[:, None, None] * anchor.text[of_text][:, :n].float()
+        offsets.append(total)
+    return offsets[0], offsets[1]
+
+
+def after_offset(base: KVSegment, anchors: Sequence[Anchor]) -> Offset:
+    """Expected offset of the fixed piece after a text: [L, S, K, d] (equation 7).
+
+    Weights are softmax over anchors of the negative distance of the texts' last tokens, one for
+    each layer, head and channel.
+    """
+    n = len(base)
+    offsets = []
+    for own, of_base, of_after in (
+        (base.keys_LTKd, "keys_LTKd", 0),
+        (base.values_LTKd, "values_LTKd", 1),
+    ):
+        far_ALKd = torch.stack(
+            [
+                (own.float() - _last(getattr(anchor.base, of_base), n).float()).norm(dim=1)
+                for anchor in anchors
+            ]
+        )
+        weights_ALKd = torch.softmax(-far_ALKd, 0)
+        total = torch.zeros_like(anchors[0].after[of_after], dtype=torch.float32)
+        for weight_LKd, anchor in zip(weights_ALKd, anchors, strict=True):
+            total += weight_LKd[:, None] * anchor.after[of_after].float()
+        offsets.append(total)
+    return offsets[0], offsets[1]
+
+
+def _last(tensor_LTKd: torch.Tensor, n: int) -> torch.Tensor:
+    return tensor_LTKd[:, tensor_LTKd.shape[1] - n :]
+
+
+def difference(real: KVSegment, base: KVSegment) -> Offset:
+    """What a context did to keys (un-rotated) and values of the same tokens.
+
+    Kept in the cache's number format: an offset is small, and there are many.
+    """
+    assert real.tokens == base.tokens, "an offset compares the same tokens"
+    keys = real.keys_LTKd - base.keys_LTKd
+    values = real.values_LTKd.float() - base.values_LTKd.float()
+    return keys.to(real.values_LTKd.dtype), values.to(real.values_LTKd.dtype)

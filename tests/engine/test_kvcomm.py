@@ -1,0 +1,299 @@
+"""KVCOMM: equations 5 to 7 in the plainest way, the anchors' upkeep, and calls end to end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoal.core.protocols import Request, Sampling, Segment
+from shoal.core.records import Message
+from shoal.engine.kvcomm import Anchor, AnchorPool, CommPolicy, Gate, KVComm
+from shoal.engine.kvcomm.anchors import after_offset, closeness, entropy, nearest, text_offset
+from shoal.engine.kvcomm.templates import Part, Template
+from shoal.engine.local import LocalEngine
+from shoal.engine.repair import Repair
+from shoal.engine.segments import KVSegment
+from shoal.models.loading import load
+
+L, K, D = 2, 3, 4
+QUESTIONS = [
+    "How many herring make a shoal?",
+    "Why do sardines swim so close together?",
+    "What does a lone fish lose when it leaves?",
+    "Who decides where the school turns next?",
+    "When do mackerel come near to the shore?",
+]
+
+
+def segment(length: int, seed: int, model: str = "m") -> KVSegment:
+    torch.manual_seed(seed)
+    keys, values = torch.randn(L, length, K, D), torch.randn(L, length, K, D)
+    return KVSegment(tuple(range(length)), keys, values, model)
+
+
+def anchor(length: int, seed: int, after: int = 3) -> Anchor:
+    base = segment(length, seed)
+    text = (torch.randn(L, length, K, D), torch.randn(L, length, K, D))
+    return Anchor(base, text, (torch.randn(L, after, K, D), torch.randn(L, after, K, D)))
+
+
+def test_closeness_is_a_softmax_over_distances_of_all_values() -> None:
+    base, anchors = segment(5, 0), [anchor(5, 1), anchor(8, 2)]
+    far = [
+        math.sqrt(float((base.values_LTKd - each.base.values_LTKd[:, :5]).square().sum()))
+        for each in anchors
+    ]
+    total = sum(math.exp(-each) for each in far)
+    expected = [math.exp(-each) / total for each in far]
+    assert closeness(base, anchors).tolist() == pytest.approx(expected, rel=1e-5)
+    assert nearest(base, anchors) == pytest.approx(
+        min(far) / float(base.values_LTKd.norm()), rel=1e-5
+    )
+
+
+def test_entropy_is_in_bits() -> None:
+    assert entropy(torch.tensor([0.5, 0.5])) == pytest.approx(1)
+    assert entropy(torch.tensor([1.0, 0.0])) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_texts_offset_weighs_anchors_token_by_token() -> None:
+    base, anchors = segment(4, 0), [anchor(4, 1), anchor(6, 2)]
+    keys, values = text_offset(base, anchors)
+    for t in range(4):
+        far = [
+            float((base.keys_LTKd[:, t] - each.base.keys_LTKd[:, t]).abs().mean())
+            for each in anchors
+        ]
+        total = sum(math.exp(-each) for each in far)
+        expected = sum(
+            math.exp(-each_far) / total * each.text[0][:, t]
+            for each_far, each in zip(far, anchors, strict=True)
+        )
+        torch.testing.assert_close(keys[:, t], expected)
+    assert values.shape == (L, 4, K, D)
+
+
+def test_the_offset_of_the_piece_after_weighs_every_channel_by_the_last_tokens() -> None:
+    base, anchors = segment(4, 0), [anchor(4, 1), anchor(6, 2)]
+    _, values = after_offset(base, anchors)
+    own, one, two = (base.values_LTKd, *(each.base.values_LTKd[:, -4:] for each in anchors))
+    for layer, head, channel in ((0, 0, 0), (1, 2, 3)):
+        place = (layer, slice(None), head, channel)
+        far = [float((own[place] - other[place]).norm()) for other in (one, two)]
+        total = sum(math.exp(-each) for each in far)
+        expected = sum(
+            math.exp(-each_far) / total * each.after[1][place]
+            for each_far, each in zip(far, anchors, strict=True)
+        )
+        torch.testing.assert_close(values[place], expected)
+
+
+def test_one_anchor_applied_to_itself_gives_what_was_seen() -> None:
+    only = anchor(5, 3)
+    keys, values = text_offset(only.base, [only])
+    torch.testing.assert_close(keys, only.text[0])
+    torch.testing.assert_close(values, only.text[1])
+    torch.testing.assert_close(after_offset(only.base, [only])[0], only.after[0])
+
+
+def test_a_full_pool_drops_the_least_used_of_the_oldest() -> None:
+    pool = AnchorPool(size=4, window=3)
+    made = [anchor(2, seed) for seed in range(5)]
+    for each, uses in zip(made, (5, 1, 3, 0, 0), strict=True):
+        each.uses = uses
+        pool.add(each)
+    assert pool.anchors == [made[0], made[2], made[3], made[4]]
+
+
+def test_a_pool_keeps_within_its_bytes() -> None:
+    size = anchor(4, 0).nbytes
+    pool = AnchorPool(size=20, budget=3 * size)
+    for seed in range(7):
+        pool.add(anchor(4, seed))
+    assert len(pool.anchors) == 3
+    assert pool.nbytes <= pool.budget
+
+
+def test_a_pool_survives_the_disk(tmp_path: Path) -> None:
+    pool = AnchorPool()
+    for seed in range(3):
+        pool.add(anchor(4, seed))
+    pool.anchors[1].uses = 7
+    path = tmp_path / "pool.safetensors"
+    pool.save(path)
+    again = AnchorPool()
+    assert again.load(path, "m")
+    assert [each.uses for each in again.anchors] == [0, 7, 0]
+    assert torch.equal(again.anchors[2].after[1], pool.anchors[2].after[1])
+    assert not AnchorPool().load(path, "another model")
+    path.write_bytes(path.read_bytes()[:-30])
+    assert not AnchorPool().load(path, "m")
+    assert not AnchorPool().load(tmp_path / "nowhere", "m")
+
+
+def test_a_gate_closes_when_looks_are_bad_and_opens_when_they_are_good() -> None:
+    gate = Gate(max_kl=0.1)
+    assert gate.open and gate.looks()
+    gate.note(0.5, 0.4)
+    assert not gate.open
+    for _ in range(4):
+        gate.note(0.3, 0.01)
+    assert gate.open
+    assert gate.reaches(0.3) and gate.reaches(0.36) and not gate.reaches(0.5)
+
+
+def test_templates_join_fixed_neighbours_and_fill_gaps() -> None:
+    a, b, c = Part((1, 2)), Part((3,)), Part((4,), "question")
+    assert Template.of([a, b, c]).parts == (Part((1, 2, 3)), c, Part(()))
+    assert Template.of([c, c]).parts == (Part(()), c, Part(()), c, Part(()))
+    assert Template.of([a, Part((), "question"), b]).parts == (Part((1, 2, 3)),)
+    other = Part((9, 9), "question")
+    assert Template.of([a, c]).key() == Template.of([a, other]).key()
+    assert Template.of([a, c]).key() != Template.of([b, c]).key()
+    assert Template.of([a, c]).key("tenant") != Template.of([a, c]).key()
+
+
+# -- with a model ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(tiny_model: Path) -> LocalEngine:
+    return LocalEngine(load(str(tiny_model), dtype="fp32"), kv_bytes=32 << 20)
+
+
+def ask(question: str, role: str = "solver", new: int = 8) -> Request:
+    return Request(
+        (
+            Segment(f"You are the {role}. Read this: "),
+            Segment(question, name="question"),
+            Segment(" Answer in a word."),
+        ),
+        Sampling(max_tokens=new, ignore_eos=True),
+    )
+
+
+async def test_two_anchors_are_learned_and_then_texts_are_moved(engine: LocalEngine) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1, gated=False))
+    for question in sorted(QUESTIONS, key=len, reverse=True):
+        (answer,) = await comm.generate([ask(question)])
+        assert len(answer.tokens) == 8
+    assert [call.mode for call in comm.calls] == ["dense", "dense", "moved", "moved", "moved"]
+    assert answer.usage.computed_prompt_tokens == 1
+    assert answer.usage.approx_tokens == answer.usage.prompt_tokens - 1 - answer.usage.shared_tokens
+    assert "moved" in answer.how
+    assert engine.load.pinned_bytes == 0
+
+
+async def test_an_anchors_own_question_is_answered_as_exactly(engine: LocalEngine) -> None:
+    """Its offsets reproduce its own context, once distances are far enough apart."""
+    comm = KVComm(engine, CommPolicy(gamma=1, gated=False))
+    longest = max(QUESTIONS, key=len)
+    for question in (longest, "w" * len(longest)):
+        await comm.generate([ask(question)])
+    template = comm.template(ask(longest))
+    known = await next(iter(comm._known.values()))
+    known.pools[0].anchors = known.pools[0].anchors[:1]
+    pieces = await comm.pieces(template)
+    real = await engine.capture(template.tokens)
+    done = len(pieces[0].tokens)
+    for piece in pieces[1:-1]:
+        assert piece.segment is not None
+        expected = real.slice(done, done + len(piece.tokens))
+        torch.testing.assert_close(
+            piece.segment.keys_LTKd, expected.keys_LTKd, atol=1e-4, rtol=1e-3
+        )
+        torch.testing.assert_close(
+            piece.segment.values_LTKd, expected.values_LTKd, atol=1e-4, rtol=1e-3
+        )
+        done += len(piece.tokens)
+
+
+async def test_repairing_everything_on_top_is_exact(engine: LocalEngine) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1, gated=False, repair=Repair(share=1)))
+    for question in sorted(QUESTIONS, key=len, reverse=True):
+        (answer,) = await comm.generate([ask(question)])
+        tokens = comm.template(ask(question)).tokens
+        request = Request((Segment(tokens=tokens),), Sampling(max_tokens=8, ignore_eos=True))
+        (exact,) = await engine.generate([request])
+        assert answer.tokens == exact.tokens
+
+
+async def test_chat_messages_are_cut_around_their_placeholders(engine: LocalEngine) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1, gated=False))
+
+    def chat(question: str) -> Request:
+        text = f"Please think. {question} Be brief."
+        return Request(
+            (Message("system", "You are a fish."), Message("user", text)),
+            Sampling(max_tokens=4, ignore_eos=True),
+            placeholders=(Segment(question, name="question"),),
+        )
+
+    for question in sorted(QUESTIONS, key=len, reverse=True):
+        (answer,) = await comm.generate([chat(question)])
+        assert len(answer.tokens) == 4
+    assert comm.calls[-1].mode == "moved"
+    template = comm.template(chat(QUESTIONS[0]))
+    text = engine.decode(template.tokens)
+    assert text == engine.decode(engine.encode(chat(QUESTIONS[0]).prompt))
+    (wrong,) = await comm.generate(
+        [Request((Message("user", "Hi."),), placeholders=(Segment("Elsewhere", name="q"),))]
+    )
+    assert wrong.finish == "error" and "'Elsewhere' is not in the messages" in (wrong.error or "")
+
+
+async def test_an_empty_placeholder_is_no_placeholder(engine: LocalEngine) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1))
+    (answer,) = await comm.generate([ask("")])
+    assert len(answer.tokens) == 8
+    assert comm.calls[0].why == "nothing in the prompt changes"
+
+
+async def test_a_prompt_beyond_the_context_fails_alone(engine: LocalEngine) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1))
+    long, short = await comm.generate([ask("x" * 100_000), ask("Well?")])
+    assert long.finish == "error" and "context" in (long.error or "")
+    assert len(short.tokens) == 8
+
+
+async def test_looks_are_taken_and_told(engine: LocalEngine) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1))
+    for question in sorted(QUESTIONS, key=len, reverse=True)[:3]:
+        (answer,) = await comm.generate([ask(question)])
+    kl = comm.calls[-1].kl
+    assert kl is not None and kl >= 0
+    assert answer.how.endswith(f"(KL {kl:.3f})")
+
+
+async def test_tenants_share_neither_anchors_nor_texts(engine: LocalEngine) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1, gated=False))
+    ordered = sorted(QUESTIONS, key=len, reverse=True)
+    for question in ordered:
+        await comm.generate([ask(question)])
+    other = Request(ask(ordered[0]).prompt, Sampling(max_tokens=4), salt="tenant")
+    (answer,) = await comm.generate([other])
+    assert comm.calls[-1].mode == "dense"
+    assert answer.usage.shared_tokens == 0 or answer.how == "exact"
+
+
+async def test_plain_requests_pass_through(engine: LocalEngine) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1))
+    plain = Request((Segment("A plain prompt"),), Sampling(max_tokens=5, ignore_eos=True))
+    both = await comm.generate([plain, ask("Well?"), plain])
+    (expected,) = await engine.generate([plain])
+    assert both[0].tokens == both[2].tokens == expected.tokens
+    assert [call.mode for call in comm.calls] == ["dense"]
+
+
+async def test_anchors_come_back_from_the_folder(engine: LocalEngine, tmp_path: Path) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1, gated=False), tmp_path)
+    ordered = sorted(QUESTIONS, key=len, reverse=True)
+    for question in ordered[:2]:
+        await comm.generate([ask(question)])
+    await comm.close()
+    again = KVComm(LocalEngine(engine.model, kv_bytes=32 << 20), CommPolicy(gamma=1, gated=False), tmp_path)
+    await again.generate([ask(ordered[3])])
+    assert again.calls[0].mode == "moved"
