@@ -162,6 +162,7 @@ SYSTEMS: tuple[System, ...] = (
         "Throughput-oriented Token Batching",
         "2412.03594",
         "engine",
+        "partial",
     ),
     System(
         "think-on-graph-3",
