@@ -78,6 +78,11 @@ class KVShare:
         deepest: int = DEEPEST,
     ) -> None:
         self.store = SegmentStore(engine.model.fingerprint) if store is None else store
+        if self.store.fingerprint != engine.model.fingerprint:
+            raise EngineError(
+                f"The store holds cache of another model than {engine.model.name}: open one for "
+                "its fingerprint."
+            )
         self.tenants = tenants or Tenants()
         self.repair = repair or Repair()
         self.disabled = (
