@@ -43,8 +43,7 @@ class Actor:
 
     def gather(self, world: int) -> int:
         """Admit until there are that many."""
-        while self.peer.world_size < world:
-            self.peer.update_topology()
+        self.peer.gather(world)
         return self.peer.world_size
 
     def update_topology(self) -> list[str]:

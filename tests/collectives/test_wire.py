@@ -256,8 +256,8 @@ def test_what_happens_is_in_the_log():
     with EventLog() as log, MasterThread(TOKEN, log=log) as master:
         peer = Communicator(master.address, token=TOKEN)
         peer.connect()
+        other = Communicator(master.address, token=TOKEN)
         with pytest.raises(TimeoutError):
-            other = Communicator(master.address, token=TOKEN)
             other.connect(timeout=0.2)
         peer.update_topology()
         x = np.ones(4)

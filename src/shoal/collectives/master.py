@@ -548,7 +548,7 @@ class _Turn:
                     f"Peer {next(iter(op.votes))} calls tag {tag}, while peer {late[0]} is in "
                     f"{state}: all peers of a group must make the same calls.",
                 )
-        waits = {peer: _wait(group.members[peer]) for peer in group.ring}
+        waits = {peer: _wait(group.members[peer], group.linked) for peer in group.ring}
         if len(set(waits.values())) < 2 or None in waits.values():
             return
         told = ", ".join(f"peer {peer} is in {wait}" for peer, wait in sorted(waits.items()))
@@ -557,13 +557,18 @@ class _Turn:
             self.refuse_call(peer, "out of step", f"Nobody can go on: {told}.")
 
 
-def _wait(member: Member) -> str | None:
-    """The vote an accepted peer waits in, those on the topology as one; None where it is free."""
+def _wait(member: Member, linked: bool) -> str | None:
+    """The vote an accepted peer waits in, those on the topology as one; None where it is free.
+
+    A question alone holds nobody while the ring is broken: another thread may yet vote for a new
+    one.
+    """
     if member.state in TOPOLOGY_VOTES:
         return "a vote on the topology"
     if member.state in VOTES:
         return str(member.state)
-    return "a question for pending peers" if member.asking and member.state in FREE else None
+    asks = member.asking and member.state in FREE and linked
+    return "a question for pending peers" if asks else None
 
 
 def _differing(op: Op) -> str:

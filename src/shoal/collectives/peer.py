@@ -315,13 +315,20 @@ class Communicator:
     def update_topology(self) -> None:
         """Admit newcomers and connect the ring; all peers of the group call it together.
 
-        Directly after :meth:`connect` it does nothing: the others have just admitted this peer.
+        Directly after :meth:`connect` it does nothing: the others have just admitted this peer
+        by it, so that a loop that begins with it is in step with theirs.
         """
         engine = self._running()
         if self._fresh and engine.linked:
             self._fresh = False
             return
         self._wait(engine.call(Vote(True)))
+
+    def gather(self, world: int) -> None:
+        """Admit newcomers until the ring has at least that many; all peers ask for as many."""
+        while self.world_size < world:
+            self.update_topology()
+        self._fresh = False
 
     def peers_pending(self) -> bool:
         """Whether newcomers wait; all peers of the group ask together and get one answer."""

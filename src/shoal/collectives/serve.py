@@ -156,13 +156,13 @@ class Master:
                 if now - self._heard[peer] > self._timeout:
                     self._drop(peer, f"it was silent for {self._timeout:g} s")
                 else:
-                    writer.write(pack(Heartbeat()))
+                    _write(writer, Heartbeat())
 
     def _drop(self, peer: str, reason: str) -> None:
         writer = self._writers.pop(peer, None)
         self._heard.pop(peer, None)
         if writer is not None:
-            writer.write(pack(Kicked(f"The master gave this peer up: {reason}.")))
+            _write(writer, Kicked(f"The master gave this peer up: {reason}."))
             writer.close()
         self._feed(Left(peer, reason))
 
@@ -234,11 +234,11 @@ class Master:
                     self._log.append(item.kind, item.body)
             elif isinstance(item, Send):
                 if item.peer in self._writers:
-                    self._writers[item.peer].write(pack(item.packet))
+                    _write(self._writers[item.peer], item.packet)
             elif isinstance(item, Kick) and item.peer in self._writers:
                 writer = self._writers.pop(item.peer)
                 del self._heard[item.peer]
-                writer.write(pack(Kicked(item.reason)))
+                _write(writer, Kicked(item.reason))
                 writer.close()
         self._keep_journal()
 
@@ -263,6 +263,12 @@ def _read_journal(path: Path | None) -> Journal:
         return from_json(Journal, path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable journal of a master.") from error
+
+
+def _write(writer: asyncio.StreamWriter, packet: object) -> None:
+    """Send, unless the connection is going down: its reader will see that and say so."""
+    if not writer.is_closing():
+        writer.write(pack(packet))
 
 
 async def _packet(reader: asyncio.StreamReader) -> Any:

@@ -1,0 +1,169 @@
+"""The peers of the claim on PCCL: processes that reduce, next to gloo or under churn.
+
+python benchmarks/workers/pccl.py ROLE '{"master": …}'
+
+Each prints JSON lines. The claim (benchmarks/pccl.py) starts, measures and kills them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shoal.collectives import Aborted, Communicator, SharedState, TooFewPeers
+from shoal.collectives.links import SO_MAX_PACING_RATE
+from shoal.collectives.state import content_hash
+
+TOKEN = "benchmark"
+
+
+def say(**found: Any) -> None:
+    """One JSON line."""
+    print(json.dumps(found), flush=True)
+
+
+def join(options: dict[str, Any], world: int) -> Communicator:
+    """A peer in a ring of that many."""
+    peer = Communicator(
+        options["master"],
+        token=TOKEN,
+        pool=options.get("pool", 1),
+        pacing=options.get("pacing", 0),
+        host=options.get("host", ""),
+    )
+    peer.connect()
+    if world > 1:
+        peer.gather(world)
+    return peer
+
+
+def cap_sockets(rate: int) -> None:
+    """Pace every TCP connection of this process: gloo has no setting for it."""
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if not os.readlink(entry).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as connection:
+                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                    connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, rate)
+        except OSError:
+            continue
+
+
+def micro(options: dict[str, Any]) -> None:
+    """Time all-reduces of several sizes, gloo and this ring in turn within the same process."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    world, rank = options["world"], options["rank"]
+    dist.init_process_group(
+        "gloo", init_method=f"file://{options['rendezvous']}", rank=rank, world_size=world
+    )
+    peer = join(options, world)
+    for mib, rounds in options["sizes"]:
+        n = int(mib * (1 << 18))
+        x, out, t = np.empty(n, np.float32), np.empty(n, np.float32), torch.empty(n)
+        dist.all_reduce(t)
+        if options.get("pacing"):
+            cap_sockets(options["pacing"])
+        arms: dict[str, Callable[[], object]] = {
+            "gloo": lambda t=t: dist.all_reduce(t),
+            "ring": lambda x=x, out=out: peer.all_reduce(x, out),
+            "ring in place": lambda x=x: peer.all_reduce(x),
+            "ring u8": lambda x=x, out=out: peer.all_reduce(x, out, quantization="min_max"),
+        }
+        chosen = [name for name in options.get("arms", arms) if name in arms]
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
+        for number in range(-1, rounds):
+            for name in chosen if number % 2 else chosen[::-1]:
+                x[:] = 1
+                t.fill_(1)
+                dist.barrier()
+                wall, cpu = time.perf_counter(), time.process_time()
+                arms[name]()
+                spent = (time.perf_counter() - wall, time.process_time() - cpu)
+                if number >= 0:
+                    seconds[name].append(spent)
+            if number == -1:
+                assert out[0] == world and t[0] == world
+        say(rank=rank, mib=mib, seconds=seconds)
+    dist.barrier()
+    peer.close()
+    dist.destroy_process_group()
+
+
+def reduce(options: dict[str, Any]) -> None:
+    """Reduce over shaped links, before and after the ring was chosen by what was measured."""
+    peer = join(options, options["world"])
+    x = np.ones(int(options["mib"] * (1 << 18)), np.float32)
+    out = np.empty_like(x)
+
+    def timed() -> list[float]:
+        spent = []
+        for number in range(options["rounds"] + 1):
+            start = time.perf_counter()
+            peer.all_reduce(x, out)
+            if number:
+                spent.append(time.perf_counter() - start)
+        return spent
+
+    before, ring = timed(), peer.ring
+    peer.optimize_topology(options["seconds"])
+    say(id=peer.id, before=before, after=timed(), ring_before=ring, ring_after=peer.ring)
+    peer.close()
+
+
+def churn(options: dict[str, Any]) -> None:
+    """Advance a shared state for ever: ten arrays of 128 x 128, u8, eight in flight."""
+    arrays = {f"w{i}": np.zeros((128, 128), np.float32) for i in range(options.get("arrays", 10))}
+    state = SharedState(arrays)
+    started = time.monotonic()
+    peer = join(options, 1)
+    say(event="joined", id=peer.id, at=time.monotonic(), seconds=time.monotonic() - started)
+    gradients = [np.empty_like(x) for x in arrays.values()]
+    rng = np.random.default_rng(abs(hash(peer.id)))
+    first = True
+    while True:
+        try:
+            if first or peer.world_size < 2 or peer.peers_pending():
+                peer.update_topology()
+            synced = peer.sync_state(state)
+            for gradient in gradients:
+                gradient[:] = rng.normal(size=gradient.shape)
+            infos = peer.all_reduce_many(
+                gradients, op="avg", quantization="min_max", max_in_flight=8
+            )
+        except TooFewPeers:
+            first = True
+            time.sleep(0.01)
+            continue
+        except Aborted:
+            continue
+        for x, gradient in zip(arrays.values(), gradients, strict=True):
+            x -= 0.1 * gradient
+        state.revision += 1
+        say(
+            event="step",
+            id=peer.id,
+            at=time.monotonic(),
+            revision=state.revision,
+            rx=0 if first else synced.rx,
+            worlds=sorted({info.world for info in infos}),
+            hash=content_hash(np.concatenate([x.ravel() for x in arrays.values()])),
+        )
+        first = False
+
+
+ROLES = {"micro": micro, "reduce": reduce, "churn": churn}
+
+if __name__ == "__main__":
+    ROLES[sys.argv[1]](json.loads(sys.argv[2]))

@@ -1,0 +1,1 @@
+"""Training: weights that a group learns together."""

@@ -1,0 +1,264 @@
+"""DiLoCo: peers train alone for H steps, then share how far they came.
+
+"DiLoCo: Distributed Low-Communication Training of Language Models" (arXiv 2311.08105), as the
+PCCL report (arXiv 2505.14065) runs it: pseudo-gradient Δ = outer − local, mean over the peers,
+outer SGD with momentum, local := outer. The shared state is all of it: outer parameters, momentum
+and the count of rounds, so a joiner needs nothing else and steady state moves nothing but Δ.
+
+The default is plain averaging (lr 1, no momentum). The published outer setting, lr 0.7 with
+Nesterov momentum 0.9, wants fifty rounds and more or a pretrained start; from random weights and
+in few rounds it is worse than not communicating at all.
+
+Delayed by one step, Δ travels while the next H steps are computed and is applied after them.
+Departure: before a newcomer is admitted the Δ in flight is waited for and applied, so that one
+synchronisation is enough; the report has it synchronise twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.collectives.backends import Backend
+from shoal.collectives.errors import TooFewPeers
+from shoal.collectives.peer import ReduceInfo
+from shoal.collectives.quantize import Quantization
+from shoal.collectives.state import SharedState
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float32]
+BUCKET = 16 << 20
+"""Elements of a bucket: 64 MiB of f32, one tag each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """The outer optimiser: SGD on pseudo-gradients. The default is plain averaging."""
+
+    lr: float = 1.0
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"The outer learning rate is {self.lr}, but must be positive.")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"The outer momentum is {self.momentum}, but must lie in [0, 1).")
+        if self.nesterov and not self.momentum:
+            raise ValueError("Nesterov needs a momentum above 0.")
+
+
+PUBLISHED = Outer(lr=0.7, momentum=0.9, nesterov=True)
+"""The outer setting of the DiLoCo paper."""
+
+
+def outer_step(outer: Floats, velocity: Floats, delta: Floats, setting: Outer) -> None:
+    """Advance ``outer`` and ``velocity`` in place by a mean pseudo-gradient, as torch's SGD does.
+
+    Every peer computes this from the same bits in the same order, so all stay identical.
+    """
+    if not setting.momentum:
+        outer -= np.float32(setting.lr) * delta
+        return
+    velocity *= np.float32(setting.momentum)
+    velocity += delta
+    step = delta + np.float32(setting.momentum) * velocity if setting.nesterov else velocity
+    outer -= np.float32(setting.lr) * step
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One outer round of this peer.
+
+    number     outer steps committed so far, by all peers alike
+    worlds     over how many peers each bucket was averaged; empty where nothing was
+    tx, rx     bytes of pseudo-gradients sent and received
+    fetched    bytes of shared state fetched before: 0 but after joining
+    committed  whether an outer step was taken
+    """
+
+    number: int
+    worlds: tuple[int, ...]
+    tx: int
+    rx: int
+    fetched: int
+    committed: bool
+
+
+class DiLoCo:
+    """Trains ``parameters`` (a model's, or an adapter's alone) with peers.
+
+    ``round(train)`` runs one round; ``train`` is H inner steps of any optimiser on the parameters,
+    which are tensors on the CPU in any float type. ``delayed`` hides the traffic behind the next
+    round's computation.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.Tensor] | Sequence[torch.Tensor],
+        backend: Backend,
+        *,
+        outer: Outer = Outer(),
+        quantization: Quantization = "none",
+        delayed: bool = False,
+        bucket: int = BUCKET,
+    ) -> None:
+        self._parameters = list(
+            parameters.values() if isinstance(parameters, Mapping) else parameters
+        )
+        size = sum(parameter.numel() for parameter in self._parameters)
+        if not size:
+            raise ValueError("There is no parameter to train.")
+        self.backend, self.setting = backend, outer
+        self._quantization, self._delayed = quantization, delayed
+        self._cuts = [(a, min(a + bucket, size)) for a in range(0, size, bucket)]
+        self._outer = np.empty(size, np.float32)
+        self._velocity = np.zeros(size if outer.momentum else 0, np.float32)
+        self._delta = np.empty(size, np.float32)
+        self._gather(self._outer)
+        wide = all(parameter.element_size() >= 4 for parameter in self._parameters)
+        # what training starts from: the outer parameters as far as half-width ones hold them
+        self._start = self._outer if wide else self._outer.copy()
+        arrays: dict[str, Any] = {f"outer.{a}": self._outer[a:b] for a, b in self._cuts}
+        if outer.momentum:
+            arrays |= {f"velocity.{a}": self._velocity[a:b] for a, b in self._cuts}
+        self.state = SharedState(arrays)
+        self._flight: _Flight | None = None
+        self._fetched = 0
+
+    @property
+    def rounds(self) -> int:
+        """Outer steps committed so far."""
+        return self.state.revision
+
+    def round(self, train: Callable[[], object]) -> Round:
+        """Synchronise, train, share. Alone, a peer keeps its outer parameters and waits."""
+        return self._delayed_round(train) if self._delayed else self._plain_round(train)
+
+    def finish(self) -> Round | None:
+        """Wait for a pseudo-gradient still in flight and apply it; None where there is none."""
+        return self._land() if self._flight is not None else None
+
+    def _plain_round(self, train: Callable[[], object]) -> Round:
+        self._begin()
+        train()
+        self._measure_delta()
+        return self._apply(_average(self.backend, self._buckets(), self._quantization))
+
+    def _delayed_round(self, train: Callable[[], object]) -> Round:
+        if self._flight is None or self.backend.world_size < 2 or self.backend.pending():
+            landed = self.finish()
+            self._begin()
+            if landed is not None:
+                self._scatter()
+        train()
+        earlier = self._flight
+        if earlier is None:
+            self._measure_delta()
+            found = Round(self.rounds, (), 0, 0, self._fetched, False)
+            self._fetched = 0
+        else:
+            progress = np.empty_like(self._delta)
+            self._gather(progress)
+            np.subtract(self._start, progress, out=progress)
+            found = self._land()
+            self._delta = progress
+        self._scatter()
+        self._flight = _Flight(self.backend, self._buckets(), self._quantization)
+        return found
+
+    def _land(self) -> Round:
+        assert self._flight is not None
+        flight, self._flight = self._flight, None
+        return self._apply(flight.wait())
+
+    def _begin(self) -> None:
+        synced = self.backend.begin(self.state)
+        self._fetched = synced.rx
+        self._scatter()
+
+    def _apply(self, infos: list[ReduceInfo] | None) -> Round:
+        """Take the outer step, or none where nobody else was there or it does not count."""
+        committed = infos is not None and self.backend.commit()
+        if committed:
+            outer_step(self._outer, self._velocity, self._delta, self.setting)
+            self.state.revision += 1
+        self._scatter()
+        moved = infos or []
+        fetched, self._fetched = self._fetched, 0
+        return Round(
+            self.rounds,
+            tuple(info.world for info in moved),
+            sum(info.tx for info in moved),
+            sum(info.rx for info in moved),
+            fetched,
+            committed,
+        )
+
+    # --- between tensors and flat memory --------------------------------------------------------
+
+    def _buckets(self) -> list[Floats]:
+        return [self._delta[a:b] for a, b in self._cuts]
+
+    def _measure_delta(self) -> None:
+        self._gather(self._delta)
+        np.subtract(self._start, self._delta, out=self._delta)
+
+    def _gather(self, flat: Floats) -> None:
+        at = 0
+        for parameter in self._parameters:
+            end = at + parameter.numel()
+            flat[at:end] = parameter.detach().float().reshape(-1).numpy()
+            at = end
+
+    def _scatter(self) -> None:
+        import torch
+
+        flat, at = torch.from_numpy(self._outer), 0
+        for parameter in self._parameters:
+            end = at + parameter.numel()
+            parameter.data.copy_(flat[at:end].view(parameter.shape))
+            at = end
+        if self._start is not self._outer:
+            self._gather(self._start)
+
+
+def _average(
+    backend: Backend, buckets: list[Floats], quantization: Quantization
+) -> list[ReduceInfo] | None:
+    """Average in place; None where this peer is alone."""
+    try:
+        return backend.average(buckets, quantization)
+    except TooFewPeers:
+        return None
+
+
+class _Flight:
+    """A pseudo-gradient on its way, on a thread of its own that calls again after a leaver."""
+
+    def __init__(self, backend: Backend, buckets: list[Floats], quantization: Quantization) -> None:
+        self._found: list[ReduceInfo] | None = None
+        self._error: BaseException | None = None
+
+        def fly() -> None:
+            try:
+                self._found = _average(backend, buckets, quantization)
+            except BaseException as error:  # raised where it is waited for
+                self._error = error
+
+        self._thread = threading.Thread(target=fly, name="shoal-flight", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> list[ReduceInfo] | None:
+        """What came of it; raises what went wrong."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._found
