@@ -62,4 +62,5 @@ def test_the_smoke_run_of_the_real_claim_holds(tmp_path: Path):
         "report.md",
         "voting.png",
         "growth.png",
+        "overhead.png",
     }
