@@ -169,7 +169,7 @@ class Desk:
         job.answer = await self.nested(job)
 
     async def _reach(self, job: Job, model: Script | Human | Remote) -> None:
-        request = Request(job.prompt, job.sampling, _grammar(job.turn))
+        request = _request(job)
         spent = job.answer.usage
         try:
             completion = await self.outside.answer(model, job.path, request)
@@ -216,7 +216,7 @@ class Desk:
             job.answer = _answer(completion, job.answer.usage)
 
     async def _generate(self, engine: Engine, jobs: Sequence[Job]) -> None:
-        requests = [Request(job.prompt, job.sampling, _grammar(job.turn)) for job in jobs]
+        requests = [_request(job) for job in jobs]
         try:
             completions = await engine.generate(requests, self._listener(jobs))
         except EngineError as error:
@@ -252,6 +252,12 @@ def _at_once(job: Job) -> bool:
     """Whether a turn is one request."""
     plain = not isinstance(job.member, Agent) or job.member.strategy == "answer"
     return plain or bool(job.turn.choices) or "hand_back" in job.data
+
+
+def _request(job: Job) -> Request:
+    """What an engine is asked; a turn's first request bears the name of the turn."""
+    name = job.key if job.attempts == 1 else f"{job.key}/{job.attempts}"
+    return Request(job.prompt, job.sampling, _grammar(job.turn), id=name)
 
 
 def _grammar(turn: Turn) -> Grammar | None:
