@@ -11,7 +11,7 @@ import torch
 from shoal.core.protocols import Request, Sampling, Segment
 from shoal.core.records import Message
 from shoal.engine.kvcomm import Anchor, AnchorPool, CommPolicy, Gate, KVComm
-from shoal.engine.kvcomm.anchors import after_offset, closeness, entropy, nearest, text_offset
+from shoal.engine.kvcomm.anchors import after_offset, compare, entropy, text_offset
 from shoal.engine.kvcomm.templates import Part, Template
 from shoal.engine.local import LocalEngine
 from shoal.engine.repair import Repair
@@ -48,8 +48,8 @@ def test_closeness_is_a_softmax_over_distances_of_all_values() -> None:
     ]
     total = sum(math.exp(-each) for each in far)
     expected = [math.exp(-each) / total for each in far]
-    assert closeness(base, anchors).tolist() == pytest.approx(expected, rel=1e-5)
-    assert nearest(base, anchors) == pytest.approx(
+    assert compare(base, anchors).weights.tolist() == pytest.approx(expected, rel=1e-5)
+    assert compare(base, anchors).relative == pytest.approx(
         min(far) / float(base.values_LTKd.norm()), rel=1e-5
     )
 
@@ -61,7 +61,7 @@ def test_entropy_is_in_bits() -> None:
 
 def test_a_texts_offset_weighs_anchors_token_by_token() -> None:
     base, anchors = segment(4, 0), [anchor(4, 1), anchor(6, 2)]
-    keys, values = text_offset(base, anchors)
+    keys, values = text_offset(compare(base, anchors), anchors)
     for t in range(4):
         far = [
             float((base.keys_LTKd[:, t] - each.base.keys_LTKd[:, t]).abs().mean())
@@ -78,7 +78,7 @@ def test_a_texts_offset_weighs_anchors_token_by_token() -> None:
 
 def test_the_offset_of_the_piece_after_weighs_every_channel_by_the_last_tokens() -> None:
     base, anchors = segment(4, 0), [anchor(4, 1), anchor(6, 2)]
-    _, values = after_offset(base, anchors)
+    _, values = after_offset(compare(base, anchors), anchors)
     own, one, two = (base.values_LTKd, *(each.base.values_LTKd[:, -4:] for each in anchors))
     for layer, head, channel in ((0, 0, 0), (1, 2, 3)):
         place = (layer, slice(None), head, channel)
@@ -93,10 +93,11 @@ def test_the_offset_of_the_piece_after_weighs_every_channel_by_the_last_tokens()
 
 def test_one_anchor_applied_to_itself_gives_what_was_seen() -> None:
     only = anchor(5, 3)
-    keys, values = text_offset(only.base, [only])
+    seen = compare(only.base, [only])
+    keys, values = text_offset(seen, [only])
     torch.testing.assert_close(keys, only.text[0])
     torch.testing.assert_close(values, only.text[1])
-    torch.testing.assert_close(after_offset(only.base, [only])[0], only.after[0])
+    torch.testing.assert_close(after_offset(seen, [only])[0], only.after[0])
 
 
 def test_a_full_pool_drops_the_least_used_of_the_oldest() -> None:
@@ -294,6 +295,8 @@ async def test_anchors_come_back_from_the_folder(engine: LocalEngine, tmp_path: 
     for question in ordered[:2]:
         await comm.generate([ask(question)])
     await comm.close()
-    again = KVComm(LocalEngine(engine.model, kv_bytes=32 << 20), CommPolicy(gamma=1, gated=False), tmp_path)
+    again = KVComm(
+        LocalEngine(engine.model, kv_bytes=32 << 20), CommPolicy(gamma=1, gated=False), tmp_path
+    )
     await again.generate([ask(ordered[3])])
     assert again.calls[0].mode == "moved"

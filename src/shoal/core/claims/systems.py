@@ -108,6 +108,7 @@ SYSTEMS: tuple[System, ...] = (
         "Prime Collective Communications Library: Technical Report",
         "2505.14065",
         "collectives",
+        "partial",
     ),
     System("copo", "COPO", "COPO: Consistency-Aware Policy Optimization", "2508.04138", "training"),
     System(
@@ -154,6 +155,7 @@ SYSTEMS: tuple[System, ...] = (
         "Systems",
         "2510.12872",
         "engine",
+        "partial",
     ),
     System(
         "batchllm",
@@ -203,6 +205,7 @@ SYSTEMS: tuple[System, ...] = (
         "KVShare: An LLM Service System with Efficient and Effective Multi-Tenant KV Cache Reuse",
         "2503.16525",
         "engine",
+        "partial",
     ),
     System(
         "toolrl", "ToolRL", "ToolRL: Reward is All Tool Learning Needs", "2504.13958", "training"

@@ -13,7 +13,6 @@ the piece after it, K key-value heads, d head size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ Offset = tuple[torch.Tensor, torch.Tensor]
 class Anchor:
     """One text at one place, with what its context did to it and to the piece after it.
 
+    base   all in the cache's number format, keys too: they are compared, never placed
     uses   how often it weighed in on a reused text; born  when it was made
     """
 
@@ -127,9 +127,56 @@ def _anchor(tensors: dict[str, torch.Tensor], index: int, fingerprint: str) -> A
     return Anchor(base, (part[3], part[4]), (part[5], part[6]), uses, born)
 
 
-def closeness(base: KVSegment, anchors: Sequence[Anchor]) -> torch.Tensor:
-    """Weights of anchors by distance of all base values, softmax: [A] (equation 5)."""
-    return torch.softmax(-_distances(base, anchors), 0)
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """How far a text's base keys and values are from those of some anchors.
+
+    values_A      of all values, Euclidean
+    relative      to the nearest anchor, as a share of the values' own length
+    tokens_2An    of each token's keys and values, mean absolute difference
+    channels_2ALKd  of each channel's last tokens, Euclidean, of keys and values
+    """
+
+    values_A: torch.Tensor
+    relative: float
+    tokens_2An: torch.Tensor
+    channels_2ALKd: torch.Tensor
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """Softmax over negative distances: [A] (equation 5)."""
+        return torch.softmax(-self.values_A, 0)
+
+
+def compare(base: KVSegment, anchors: Sequence[Anchor]) -> Comparison:
+    """Read every anchor once; all that equations 5 to 7 need follows from it.
+
+    Each anchor must be at least as long as the text; there must be one.
+    """
+    n, dtype = len(base), base.values_LTKd.dtype
+    own = (base.keys_LTKd.to(dtype), base.values_LTKd)
+    far, tokens, channels = [], [], []
+    for anchor in anchors:
+        theirs = (anchor.base.keys_LTKd, anchor.base.values_LTKd)
+        beginning = [mine - other[:, :n] for mine, other in zip(own, theirs, strict=True)]
+        end = beginning
+        if len(anchor.base) > n:
+            end = [mine - other[:, -n:] for mine, other in zip(own, theirs, strict=True)]
+        far.append(torch.linalg.vector_norm(beginning[1], dtype=torch.float32))
+        channels.append(torch.stack([_norm_of_tokens(each) for each in end]))
+        tokens.append(
+            torch.stack([each.abs_().mean((0, 2, 3), dtype=torch.float32) for each in beginning])
+        )
+    values_A = torch.stack(far)
+    length = torch.linalg.vector_norm(base.values_LTKd, dtype=torch.float32)
+    return Comparison(
+        values_A, float(values_A.min() / length), torch.stack(tokens, 1), torch.stack(channels, 1)
+    )
+
+
+def _norm_of_tokens(tensor_LTKd: torch.Tensor) -> torch.Tensor:
+    norm_LKd: torch.Tensor = torch.linalg.vector_norm(tensor_LTKd, dim=1, dtype=torch.float32)
+    return norm_LKd
 
 
 def entropy(weights_A: torch.Tensor) -> float:
@@ -137,74 +184,38 @@ def entropy(weights_A: torch.Tensor) -> float:
     return float(-(weights_A * weights_A.clamp_min(1e-30).log2()).sum())
 
 
-def nearest(base: KVSegment, anchors: Sequence[Anchor]) -> float:
-    """Distance of base values to the nearest anchor's, relative to their own length."""
-    if not anchors or not len(base):
-        return 0.0 if not len(base) else math.inf
-    return float(_distances(base, anchors).min() / base.values_LTKd.float().norm())
-
-
-def _distances(base: KVSegment, anchors: Sequence[Anchor]) -> torch.Tensor:
-    values_LnKd, n = base.values_LTKd.float(), len(base)
-    return torch.stack(
-        [(values_LnKd - anchor.base.values_LTKd[:, :n].float()).norm() for anchor in anchors]
-    )
-
-
-def text_offset(base: KVSegment, anchors: Sequence[Anchor]) -> Offset:
+def text_offset(found: Comparison, anchors: Sequence[Anchor]) -> Offset:
     """Expected offset of a text itself, token by token: [L, n, K, d] fp32 (equation 6).
 
     A token's weights are softmax over anchors of the negative mean absolute difference at its
     place, for keys and for values apart.
     """
-    n = len(base)
-    offsets = []
-    for own, of_base, of_text in (
-        (base.keys_LTKd, "keys_LTKd", 0),
-        (base.values_LTKd, "values_LTKd", 1),
-    ):
-        far_An = torch.stack(
-            [
-                (own.float() - getattr(anchor.base, of_base)[:, :n].float()).abs().mean((0, 2, 3))
-                for anchor in anchors
-            ]
-        )
-        weights_An = torch.softmax(-far_An, 0)
-        total = torch.zeros_like(own, dtype=torch.float32)
-        for weight_n, anchor in zip(weights_An, anchors, strict=True):
-            total += weight_n[:, None, None] * anchor.text[of_text][:, :n].float()
-        offsets.append(total)
-    return offsets[0], offsets[1]
+    n = found.tokens_2An.shape[2]
+    keys, values = (
+        _weighted([anchor.text[which][:, :n] for anchor in anchors], weights_An[:, :, None, None])
+        for which, weights_An in enumerate(torch.softmax(-found.tokens_2An, 1))
+    )
+    return keys, values
 
 
-def after_offset(base: KVSegment, anchors: Sequence[Anchor]) -> Offset:
-    """Expected offset of the fixed piece after a text: [L, S, K, d] (equation 7).
+def after_offset(found: Comparison, anchors: Sequence[Anchor]) -> Offset:
+    """Expected offset of the fixed piece after a text: [L, S, K, d] fp32 (equation 7).
 
     Weights are softmax over anchors of the negative distance of the texts' last tokens, one for
     each layer, head and channel.
     """
-    n = len(base)
-    offsets = []
-    for own, of_base, of_after in (
-        (base.keys_LTKd, "keys_LTKd", 0),
-        (base.values_LTKd, "values_LTKd", 1),
-    ):
-        far_ALKd = torch.stack(
-            [
-                (own.float() - _last(getattr(anchor.base, of_base), n).float()).norm(dim=1)
-                for anchor in anchors
-            ]
-        )
-        weights_ALKd = torch.softmax(-far_ALKd, 0)
-        total = torch.zeros_like(anchors[0].after[of_after], dtype=torch.float32)
-        for weight_LKd, anchor in zip(weights_ALKd, anchors, strict=True):
-            total += weight_LKd[:, None] * anchor.after[of_after].float()
-        offsets.append(total)
-    return offsets[0], offsets[1]
+    keys, values = (
+        _weighted([anchor.after[which] for anchor in anchors], weights_ALKd[:, :, None])
+        for which, weights_ALKd in enumerate(torch.softmax(-found.channels_2ALKd, 1))
+    )
+    return keys, values
 
 
-def _last(tensor_LTKd: torch.Tensor, n: int) -> torch.Tensor:
-    return tensor_LTKd[:, tensor_LTKd.shape[1] - n :]
+def _weighted(parts: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros(parts[0].shape, dtype=torch.float32)
+    for part, weight in zip(parts, weights, strict=True):
+        total.addcmul_(part.float(), weight)
+    return total
 
 
 def difference(real: KVSegment, base: KVSegment) -> Offset:

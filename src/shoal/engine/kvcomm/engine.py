@@ -39,11 +39,11 @@ from shoal.engine.generation import Composition, Generation, Piece
 from shoal.engine.kvcomm.anchors import (
     Anchor,
     AnchorPool,
+    Comparison,
     after_offset,
-    closeness,
+    compare,
     difference,
     entropy,
-    nearest,
     text_offset,
 )
 from shoal.engine.kvcomm.gate import Gate
@@ -112,6 +112,7 @@ class _Decision:
     entropy: float = 0.0
     distance: float = 0.0
     anchors: int = 0
+    seen: tuple[Comparison, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -213,7 +214,13 @@ class KVComm:
         Raises ``ValueError`` where a placeholder has no anchor that is long enough.
         """
         known, bases = await self._read(template, salt)
-        return await _on_compute(lambda: self._pieces(template, known, bases))
+
+        def work() -> tuple[Piece, ...]:
+            pairs = zip(bases, known.pools, strict=True)
+            seen = [compare(base, pool.usable(base)) for base, pool in pairs]
+            return self._pieces(template, known, bases, seen)
+
+        return await _on_compute(work)
 
     # -- one call -------------------------------------------------------------------------
 
@@ -267,7 +274,7 @@ class KVComm:
             (answer,) = await self.engine.compose([composition], on_delta)
             self._told("dense", decision, seconds)
             return _later(answer, seconds)
-        pieces = await _on_compute(lambda: self._pieces(template, known, bases))
+        pieces = await _on_compute(lambda: self._pieces(template, known, bases, decision.seen))
         seconds = time.perf_counter() - started
         seen = _Glance(self.engine)
         composition = Composition(request, pieces, self.policy.repair, seen)
@@ -294,13 +301,15 @@ class KVComm:
             anchors = pool.usable(base)
             if len(anchors) < 2:
                 return _Decision(False, "fewer than two anchors are long enough")
-            weights = closeness(base, anchors)
+            seen = compare(base, anchors)
+            weights = seen.weights
             found = _Decision(
                 True,
                 found.why,
                 max(found.entropy, entropy(weights)),
-                max(found.distance, nearest(base, anchors)),
+                max(found.distance, seen.relative),
                 min(found.anchors, len(anchors)),
+                (*found.seen, seen),
             )
             if entropy(weights) > self.policy.gamma * math.log2(len(anchors)):
                 return replace(found, move=False, why="the anchors do not agree on this text")
@@ -318,7 +327,11 @@ class KVComm:
             anchors[index].uses += 1
 
     def _pieces(
-        self, template: Template, known: _Known, bases: Sequence[KVSegment]
+        self,
+        template: Template,
+        known: _Known,
+        bases: Sequence[KVSegment],
+        seen: Sequence[Comparison],
     ) -> tuple[Piece, ...]:
         """The prompt with moved texts; its last token is computed."""
         parts, policy = template.parts, self.policy
@@ -326,13 +339,13 @@ class KVComm:
         for index, (base, pool) in enumerate(zip(bases, known.pools, strict=True)):
             anchors = pool.usable(base)
             after = parts[2 * index + 2]
-            moved = base.add(*text_offset(base, anchors)) if policy.offsets else base
+            moved = base.add(*text_offset(seen[index], anchors)) if policy.offsets else base
             pieces.append(Piece(base.tokens, moved))
             if policy.after == "computed":
                 pieces.append(Piece(after.tokens))
                 continue
             fixed = known.fixed[index + 1]
-            follows = fixed.add(*after_offset(base, anchors)) if policy.offsets else fixed
+            follows = fixed.add(*after_offset(seen[index], anchors)) if policy.offsets else fixed
             pieces.append(Piece(after.tokens, follows))
         return tuple(_last_computed([piece for piece in pieces if piece.tokens]))
 
@@ -440,8 +453,9 @@ class _Learn:
         for index, (base, pool) in enumerate(zip(self._bases, self._known.pools, strict=True)):
             text = real.slice(*ends[2 * index + 1])
             after = real.slice(*ends[2 * index + 2])
+            kept = replace(base, keys_LTKd=base.keys_LTKd.to(base.values_LTKd.dtype))
             anchor = Anchor(
-                base, difference(text, base), difference(after, self._known.fixed[index + 1])
+                kept, difference(text, base), difference(after, self._known.fixed[index + 1])
             )
             self._commits.append(lambda pool=pool, anchor=anchor: pool.add(anchor))  # type: ignore[misc]
 
