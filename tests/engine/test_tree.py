@@ -158,3 +158,14 @@ class TreeMachine(RuleBasedStateMachine):
 
 TreeMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestTreeMachine = TreeMachine.TestCase
+
+
+def test_salts_that_nothing_is_kept_under_are_forgotten() -> None:
+    tree = PrefixTree(ExtentAllocator(64))
+    kept = tree.insert([1, 2, 3], "kept")
+    assert kept is not None
+    for number in range(5000):
+        end = tree.insert([7, number], f"salt {number}")
+        assert end is not None
+        tree.unpin(end)
+    assert len(tree._roots) <= 2048 and tree.match([1, 2, 3], "kept") == 3

@@ -18,6 +18,8 @@ from shoal.engine.pool import Extent, ExtentAllocator
 
 _clock = itertools.count(1)
 
+_SALTS = 1024  # roots beyond which empty ones are looked for
+
 
 class Node:
     """A run of tokens at positions ``position .. position + len(tokens)``.
@@ -86,10 +88,14 @@ class PrefixTree:
         self._slots = slots
         self._pinned = 0
         self._roots: dict[str, Node] = {}
+        self._sweep_at = _SALTS
 
     def _root(self, salt: str) -> Node:
         root = self._roots.get(salt)
         if root is None:
+            if len(self._roots) >= self._sweep_at:  # salts under which nothing is kept any more
+                self._roots = {one: kept for one, kept in self._roots.items() if kept.children}
+                self._sweep_at = max(_SALTS, 2 * len(self._roots))
             root = self._roots[salt] = Node((), Extent(0, 0), None)
             root.attached = True
         return root
