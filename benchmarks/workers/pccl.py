@@ -91,10 +91,10 @@ def micro(options: dict[str, Any]) -> None:
                 wall, cpu = time.perf_counter(), time.process_time()
                 arms[name]()
                 spent = (time.perf_counter() - wall, time.process_time() - cpu)
+                result = {"gloo": t, "ring in place": x}.get(name, out)
+                assert result[0] == result[n - 1] == world, name
                 if number >= 0:
                     seconds[name].append(spent)
-            if number == -1:
-                assert out[0] == world and t[0] == world
         say(rank=rank, mib=mib, seconds=seconds)
     dist.barrier()
     peer.close()
@@ -163,7 +163,111 @@ def churn(options: dict[str, Any]) -> None:
         first = False
 
 
-ROLES = {"micro": micro, "reduce": reduce, "churn": churn}
+def churn_torchft(options: dict[str, Any]) -> None:
+    """The same state and step under torchft's lighthouse with gloo, in f32: it has no u8 there."""
+    from shoal.collectives.backends import TorchFTBackend
+
+    arrays = {f"w{i}": np.zeros((128, 128), np.float32) for i in range(10)}
+    state = SharedState(arrays)
+    started = time.monotonic()
+    name = f"{os.getpid():08d}"
+    backend = TorchFTBackend(options["lighthouse"], replica=name, timeout=options["timeout"])
+    rng = np.random.default_rng(os.getpid())
+    gradients = [np.empty(x.size, np.float32) for x in arrays.values()]
+    say(event="joined", id=name, at=time.monotonic(), seconds=time.monotonic() - started)
+    while True:
+        backend.begin(state)
+        for gradient in gradients:
+            gradient[:] = rng.normal(size=gradient.shape)
+        infos = backend.average(gradients)
+        if not backend.commit():
+            continue
+        for buffer, gradient in zip(state.buffers.values(), gradients, strict=True):
+            buffer.flat[:] -= np.float32(0.1) * gradient
+        state.revision += 1
+        if infos[0].world > 1:
+            flat = np.concatenate([x.ravel() for x in arrays.values()])
+            say(
+                event="step",
+                id=name,
+                at=time.monotonic(),
+                revision=state.revision,
+                hash=content_hash(flat),
+            )
+
+
+def lighthouse(options: dict[str, Any]) -> None:
+    """torchft's, until stdin ends; a process of its own, as it talks much."""
+    from torchft.coordination import LighthouseServer
+
+    server = LighthouseServer(bind="127.0.0.1:0", min_replicas=1, join_timeout_ms=200)
+    port = server.address().rpartition(":")[2]
+    say(address=f"http://127.0.0.1:{port}")
+    sys.stdin.read()
+    server.shutdown()
+
+
+def diloco(options: dict[str, Any]) -> None:
+    """Train a byte-level Llama with peers; leave after ``leave`` rounds where that is given."""
+    import torch
+
+    from shoal.collectives.backends import ShoalBackend
+    from shoal.training.byte_llama import ByteLlama, rows, tiny_config
+    from shoal.training.diloco import PUBLISHED, DiLoCo, Outer
+
+    torch.set_num_threads(1)
+    data = bytearray(Path(options["text"]).read_bytes())
+    text = torch.frombuffer(data, dtype=torch.uint8)
+    cut = int(0.9 * len(text))
+    held = rows(text[cut:], batch=64, length=65, seed=1)
+    model = ByteLlama(tiny_config(), seed=options["seed"])
+    inner = torch.optim.AdamW(model.parameters.values(), 3e-3)
+    worker, H = options["worker"], options["inner_steps"]
+    peer = Communicator(options["master"], token=TOKEN, pool=2)
+    peer.connect()
+    if options.get("gather"):
+        peer.gather(options["gather"])
+    run = DiLoCo(
+        model.parameters,
+        ShoalBackend(peer),
+        outer=PUBLISHED if options.get("published") else Outer(),
+        quantization=options.get("quantization", "none"),
+        delayed=options.get("delayed", False),
+    )
+
+    def train() -> None:
+        for step in range(H):
+            seed = hash((options["seed"], worker, run.rounds, step)) & (2**40 - 1)
+            inner.zero_grad()
+            model.loss(rows(text[:cut], batch=6, length=65, seed=seed)).backward()
+            inner.step()
+
+    while run.rounds < options["rounds"]:
+        number = run.rounds
+        start = time.monotonic()
+        found = run.round(train)
+        with torch.no_grad():
+            loss = model.loss(held).item()
+        content = content_hash(np.concatenate([b.flat for b in run.state.buffers.values()]))
+        say(
+            event="step", worker=worker, at=time.monotonic(), round=number, revision=found.number,
+            loss=loss, worlds=found.worlds, tx=found.tx, fetched=found.fetched, hash=content,
+            committed=found.committed, seconds=time.monotonic() - start,
+        )  # fmt: skip
+        if options.get("leave") and found.number >= options["leave"]:
+            os.kill(os.getpid(), 9)
+    run.finish()
+    peer.close()
+
+
+ROLES = {
+    "micro": micro,
+    "reduce": reduce,
+    "churn": churn,
+    "churn_torchft": churn_torchft,
+    "lighthouse": lighthouse,
+    "diloco": diloco,
+}
 
 if __name__ == "__main__":
     ROLES[sys.argv[1]](json.loads(sys.argv[2]))

@@ -223,7 +223,7 @@ class Simulation:
         self.peers: dict[str, SimPeer] = {}
         self.events, self.most, self.steps = events, peers, steps
         self.failing = True
-        self.born = self.count = self.kicked = 0
+        self.born = self.count = self.kicked = self.fed = 0
         self.outcomes: dict[int, bool] = {}
         self.rings: dict[int, tuple[str, ...]] = {}
         self.contents: dict[int, int] = {}
@@ -296,6 +296,7 @@ class Simulation:
 
     def feed(self, event: Joined | Left | Said) -> None:
         before = self.state
+        self.fed += 1
         self.state, out = step(before, event)
         for item in out:
             self.deliver(item)
@@ -330,6 +331,19 @@ class Simulation:
         """All peers that leave one sync hold the same content."""
         if self.contents.setdefault(packet.turn, peer.content) != peer.content:
             raise Violation(f"sync {packet.turn} left {peer.name} with another content")
+
+
+def explore(first: int, count: int) -> tuple[int, int]:
+    """Run that many short schedules from a seed on: events, and schedules that broke a promise."""
+    events = broken = 0
+    for seed in range(first, first + count):
+        simulation = Simulation(seed, events=40, steps=3)
+        try:
+            simulation.run()
+        except Exception:  # also a master that falls over
+            broken += 1
+        events += simulation.fed
+    return events, broken
 
 
 def check_state(state: MasterState, before: MasterState) -> None:
