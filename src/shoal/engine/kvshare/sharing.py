@@ -43,6 +43,8 @@ from shoal.engine.tree import PrefixTree
 DECLARED = "\x00declared"
 """Salt under which declared texts are computed: no request has it."""
 DEEPEST = 1
+REPAIR = Repair("dhd", 0.15)
+"""What moved text gets unless somebody says otherwise; the claim measures the alternatives."""
 Order = Literal["arrival", "hit rate", "hit rate alone"]
 _log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class KVShare:
                 "its fingerprint."
             )
         self.tenants = tenants or Tenants()
-        self.repair = repair or Repair()
+        self.repair = repair or REPAIR
         self.disabled = (
             compute.call(lambda: immovable(engine.model.decoder))
             if engine.info.sharing
