@@ -20,6 +20,7 @@ ENDS = {
     "choose.py": "asked for",
     "contribute.py": "settlements are in the log",
     "panel.py": "tokens asked for",
+    "mechanisms.py": "3 mechanisms ran.",
     "hire.py": "settlements are in the log",
     "settle.py": "settlements are in the log",
     "newsroom.toml": "Everything is in",
