@@ -148,6 +148,12 @@ def test_serve_says_what_is_wrong_before_it_loads_a_model(monkeypatch: pytest.Mo
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match="NO_SUCH_KEY is empty"):
         invoke("serve", "--api-key-env", "NO_SUCH_KEY")
+    with pytest.raises(ConfigError, match="not both"):
+        invoke("serve", "--api-key-env", "NO_SUCH_KEY", "--keys", "keys.toml")
+    with pytest.raises(InputError, match=r"key file no\.toml cannot be read"):
+        invoke("serve", "--keys", "no.toml")
+    with pytest.raises(RemoteError, match="cannot be reached"):
+        invoke("serve", "--port", "0", "--upstream", "http://127.0.0.1:9/v1")
 
 
 def test_an_endpoint_that_is_down_is_one_sentence() -> None:
@@ -181,3 +187,50 @@ def test_a_served_model_answers_by_address(tiny_model: Path) -> None:
         server.kill()
         server.wait()
         server.stderr.close()
+
+
+def served(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """``shoal serve`` in a process of its own, and its address."""
+    command = [sys.executable, "-m", "shoal", "serve", "--port", "0", *arguments]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr
+    while line := server.stderr.readline():
+        if found := re.search(r"http://127\.0\.0\.1:\d+/v1", line):
+            return server, found[0]
+    raise AssertionError("the server ended")
+
+
+def stopped(server: subprocess.Popen[str]) -> int:
+    server.send_signal(signal.SIGTERM)
+    try:
+        return server.wait(20)
+    finally:
+        server.kill()
+        server.wait()
+        assert server.stderr
+        server.stderr.close()
+
+
+def test_one_server_stands_before_another(tiny_model: Path, tmp_path: Path) -> None:
+    """The one in front has the keys; what it sends on shares a cache in the one behind."""
+    (keys := tmp_path / "keys.toml").write_text('[tenants.ann]\nkeys = ["k"]\nmetrics = true\n')
+    behind, url = served("--model", str(tiny_model), "--dtype", "fp32", "--kv-memory", "8")
+    try:
+        front, address = served("--upstream", url, "--keys", str(keys))
+        try:
+            assert httpx.get(f"{address}/models").status_code == 401
+            with httpx.Client(headers={"Authorization": "Bearer k"}, timeout=30) as client:
+                (card,) = client.get(f"{address}/models").json()["data"]
+                body = {"model": card["id"], "prompt": "word " * 80, "max_tokens": 2}
+                first, second = (
+                    client.post(f"{address}/completions", json=body | {"temperature": heat}).json()
+                    for heat in (0, 1)
+                )
+                details = [one["usage"]["prompt_tokens_details"] for one in (first, second)]
+                assert details[0]["cached_tokens"] == 0 and details[1]["cached_tokens"] > 300
+                text = client.get(address.removesuffix("/v1") + "/metrics").text
+            assert 'shoal_upstream_requests_total{kind="sent"} 2.0' in text
+        finally:
+            assert stopped(front) == 0
+    finally:
+        assert stopped(behind) == 0

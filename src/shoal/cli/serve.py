@@ -12,7 +12,11 @@ from shoal.cli.console import errors
 from shoal.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from shoal.core.protocols import Engine
     from shoal.server.tenants import Keyring
+
+REMEMBERED = 1024
+"""Answers of an endpoint that are kept for exact duplicates of the same tenant."""
 
 
 def serve(
@@ -20,7 +24,10 @@ def serve(
         "smollm2-135m", "--model", "-m", help="Name, GGUF file, folder, hub name or URL."
     ),
     model_name: str = typer.Option("", help="The model's name at an endpoint."),
-    upstream: str = typer.Option("", help="Serve what this OpenAI-compatible endpoint serves."),
+    upstream: str = typer.Option(
+        "", help="Plan and pass on to this OpenAI-compatible endpoint instead."
+    ),
+    concurrency: int = typer.Option(64, min=1, help="Requests at the endpoint at a time."),
     dtype: str = typer.Option("bf16", help="bf16, fp32 (exact, slower) or packed (faster alone)."),
     kv_memory: int = typer.Option(1024, help="KV cache at most, in MiB."),
     host: str = typer.Option("127.0.0.1", help="Address to listen on."),
@@ -45,14 +52,17 @@ def serve(
 
     keyring = _keyring(keys, api_key_env)
     with listen(host, port, keyring=keyring) as sock:
-        with loading(errors) as progress:
-            engine = open_engine(
-                upstream or model,
-                model_name=model_name or None,
-                dtype=dtype,
-                kv_bytes=kv_memory << 20,
-                progress=progress,
-            )
+        if upstream:
+            engine: Engine = _in_front_of(upstream, model_name, concurrency)
+        else:
+            with loading(errors) as progress:
+                engine = open_engine(
+                    model,
+                    model_name=model_name or None,
+                    dtype=dtype,
+                    kv_bytes=kv_memory << 20,
+                    progress=progress,
+                )
         name = engine.info.model
         errors.print(f"Serving {name} at {address_of(sock)} (Ctrl-C stops)", highlight=False)
         limits = ServerLimits(
@@ -65,6 +75,14 @@ def serve(
         )
         serve_on(engine, sock, model_name=name, keyring=keyring, limits=limits)
         errors.print("Stopped.")
+
+
+def _in_front_of(upstream: str, model_name: str, concurrency: int) -> Engine:
+    from shoal.engine.upstream import UpstreamEngine
+
+    return UpstreamEngine.open(
+        upstream, model_name or None, concurrency=concurrency, remember=REMEMBERED
+    )
 
 
 def _keyring(keys: Path | None, api_key_env: str) -> Keyring:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from shoal.core.protocols import Completion, Engine, Loaded
+from shoal.engine.upstream import UpstreamCounters
 from shoal.server.admission import Gate
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -87,6 +88,9 @@ class _State(Collector):
         requests.add_metric(["running"], self._gate.running)
         requests.add_metric(["waiting"], self._gate.waiting)
         yield requests
+        counters = getattr(self._engine, "counters", None)
+        if isinstance(counters, UpstreamCounters):
+            yield _passed_on(counters)
         if not isinstance(self._engine, Loaded):
             return
         load = self._engine.load
@@ -105,3 +109,18 @@ class _State(Collector):
         cache.add_metric(["used"], load.used_bytes)
         cache.add_metric(["pinned"], load.pinned_bytes)
         yield cache
+
+
+def _passed_on(counters: UpstreamCounters) -> Metric:
+    """What the planner in front of an endpoint did with the requests it got."""
+    requests = CounterMetricFamily(
+        "shoal_upstream_requests",
+        "Requests that came in, went out, shared an answer, went ahead of a group, went again.",
+        labels=["kind"],
+    )
+    requests.add_metric(["asked"], counters.asked)
+    requests.add_metric(["sent"], counters.sent)
+    requests.add_metric(["deduplicated"], counters.deduplicated)
+    requests.add_metric(["ahead"], counters.ahead)
+    requests.add_metric(["retried"], counters.retried)
+    return requests
