@@ -15,6 +15,7 @@ from shoal.cli.chat import chat
 from shoal.cli.console import fail
 from shoal.cli.doctor import doctor
 from shoal.cli.hire import app as hire
+from shoal.cli.peers import app as peers
 from shoal.cli.reproduce import reproduce
 from shoal.cli.run import run
 from shoal.cli.runs import app as runs
@@ -38,6 +39,7 @@ app.command("batch")(batch)
 app.command("settle")(settle)
 app.add_typer(hire, name="hire")
 app.add_typer(spgg, name="spgg")
+app.add_typer(peers, name="peers")
 app.command("doctor")(doctor)
 app.command("reproduce")(reproduce)
 

@@ -39,6 +39,7 @@ from shoal.collectives.errors import (
 from shoal.collectives.hello import greet
 from shoal.collectives.kernels import FLOATS, Op, division, reduction
 from shoal.collectives.links import SO_MAX_PACING_RATE
+from shoal.collectives.observe import parse_address
 from shoal.collectives.packets import (
     Elected,
     Frames,
@@ -58,7 +59,6 @@ from shoal.collectives.packets import Kicked as KickedPacket
 from shoal.collectives.quantize import QUANTIZATIONS, Quantization
 from shoal.collectives.ring import Lane, Plan, cut, lanes_for
 from shoal.collectives.state import SharedState, buffer_of, content_hash
-from shoal.core.errors import InputError
 
 FIRST_PORT = 48149
 CONNECT_SECONDS = 10.0
@@ -160,12 +160,9 @@ class Communicator:
         first_port: int = FIRST_PORT,
         pacing: int = 0,
     ) -> None:
-        name, colon, port = master.rpartition(":")
-        if not (colon and port.isdigit()):
-            raise InputError(f"{master!r} is no master's address: give host:port.")
         if pool < 1:
             raise ValueError(f"A pool has at least one connection, not {pool}.")
-        self._master = (name.strip("[]"), int(port))
+        self._master = parse_address(master)
         self._token, self._group, self._pool = token, group, pool
         self._host, self._first_port, self._pacing = host, first_port, pacing
         self._engine: Engine | None = None
