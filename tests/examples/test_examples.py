@@ -22,6 +22,7 @@ ENDS = {
     "panel.py": "tokens asked for",
     "mechanisms.py": "3 mechanisms ran.",
     "hire.py": "settlements are in the log",
+    "tools.py": "prompt tokens were known already",
     "settle.py": "settlements are in the log",
     "newsroom.toml": "Everything is in",
 }
