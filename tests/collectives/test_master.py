@@ -275,13 +275,23 @@ def test_a_failed_fetch_lets_all_try_again():
 def test_votes_that_can_never_meet_are_answered_with_who_waits_for_what():
     table = Table()
     table.ring_of("a", "b")
-    table.feed(Said("a", Vote(True)))
+    table.feed(Said("a", Optimize()))
     sent = table.feed(Said("b", ballot(0, "x")))
     assert [packet.kind for _, packet in sent] == ["out of step"] * 2
-    assert "peer a is in a vote on the topology" in sent[0][1].reason
+    assert "peer a is in VOTE_OPTIMIZE_TOPOLOGY" in sent[0][1].reason
     table.feed(Said("a", Initiate(3, "x")))
     sent = table.feed(Said("b", ballot(0, "x")))
     assert [(peer, packet.kind) for peer, packet in sent] == [("a", "out of step")]
+
+
+@pytest.mark.parametrize("other", [ballot(0, "x"), Initiate(3, "x"), Optimize(), AskPending()])
+def test_a_vote_on_the_topology_that_nobody_shares_changes_nothing(other):
+    table = Table()
+    table.ring_of("a", "b", "c")
+    table.join("d")
+    table.all_say(other, "a", "b")
+    sent = table.feed(Said("c", Vote(True)))
+    assert sent == [("c", TopologyReady(2, ("a", "b", "c"), {0: 3}))]
 
 
 def test_one_peer_alone_cannot_reduce():

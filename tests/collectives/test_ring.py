@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from shoal.collectives.errors import WireError
 from shoal.collectives.kernels import DTYPES, Op, division, reduction
 from shoal.collectives.quantize import META, MIN_MAX, RAW, decode, encode, room
-from shoal.collectives.ring import BLOCK, Lane, Plan, cut, lanes_for, reduce_in_memory
+from shoal.collectives.ring import Lane, Plan, cut, lanes_for, reduce_in_memory
 
 
 def bits(x: np.ndarray) -> bytes:
@@ -181,4 +181,4 @@ def test_lanes_refuse_lengths_that_do_not_fit():
 
 
 def test_small_operations_take_one_connection_and_large_ones_all():
-    assert [lanes_for(n, 8) for n in (0, 4, BLOCK, 64 << 20)] == [1, 1, 2, 8]
+    assert [lanes_for(n, 8) for n in (0, 4, 256 << 10, 64 << 20)] == [1, 1, 2, 8]

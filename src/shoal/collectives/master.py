@@ -440,10 +440,11 @@ class _Turn:
             if member.phase is Phase.REGISTERED:
                 self.note("accept", peer=peer)
             group.members[peer] = replace(member, phase=Phase.ACCEPTED, state=State.IDLE)
+            self.send(peer, self.ready(ring))
+
+    def ready(self, ring: tuple[str, ...]) -> TopologyReady:
         sizes = {number: len(other.ring) for number, other in self.state.groups.items()}
-        sizes[self.number] = len(ring)
-        for peer in ring:
-            self.send(peer, TopologyReady(group.epoch, ring, sizes))
+        return TopologyReady(self.group.epoch, ring, {**sizes, self.number: len(ring)})
 
     def fail_round(self, reason: str, without: str = "") -> None:
         group = self.group
@@ -535,11 +536,29 @@ class _Turn:
             if not any(peer in other.votes for other in self.group.ops.values()):
                 self.set(peer, State.IDLE)
 
+    def pass_voters(self) -> None:
+        """Answer votes on the topology with the ring that stands where all others wait elsewhere.
+
+        So a newcomer whose loop begins with such a vote falls in step with those who have just
+        admitted it by theirs.
+        """
+        group = self.group
+        voters = [p for p in group.ring if group.members[p].state in TOPOLOGY_VOTES]
+        others = [p for p in group.ring if p not in voters]
+        opening = {p for op in group.ops.values() if not op.seq for p in op.votes}
+        waiting = [p for p in others if p in opening or _wait(group.members[p], True)]
+        if voters and others and group.linked and len(waiting) == len(others):
+            for peer in voters:
+                self.set(peer, State.IDLE)
+                self.send(peer, self.ready(group.ring))
+
     def end_stalemate(self) -> None:
         """Answer votes that can never meet: all wait, or an operation waits for a voter."""
+        self.pass_voters()
         group = self.group
         for tag, op in list(group.ops.items()):
-            late = [p for p in group.ring if p not in op.votes and group.members[p].state in VOTES]
+            missing = [peer for peer in group.ring if peer not in op.votes]
+            late = [p for p in missing if group.members[p].state in VOTES - TOPOLOGY_VOTES]
             if not op.seq and late:
                 state = group.members[late[0]].state
                 self.fail_op(

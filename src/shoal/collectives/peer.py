@@ -167,7 +167,6 @@ class Communicator:
         self._host, self._first_port, self._pacing = host, first_port, pacing
         self._engine: Engine | None = None
         self._identity = ("", "")
-        self._fresh = False
         self._tags: set[int] = set()
         self._spare: dict[tuple[str, int], list[NDArray[Any]]] = {}
         self._lock = threading.Lock()
@@ -200,8 +199,7 @@ class Communicator:
         self._identity = (engine.peer, engine.run)
         for service in self._services:
             service.genuine = lambda link: link.genuine(self._token, engine.run, engine.peer)
-        ready = admitted.result(timeout)
-        self._fresh = len(ready.ring) > 1
+        admitted.result(timeout)
 
     def _join(
         self, listener: socket.socket, state: services.Service, bandwidth: services.Service
@@ -312,20 +310,15 @@ class Communicator:
     def update_topology(self) -> None:
         """Admit newcomers and connect the ring; all peers of the group call it together.
 
-        Directly after :meth:`connect` it does nothing: the others have just admitted this peer
-        by it, so that a loop that begins with it is in step with theirs.
+        A newcomer may begin with it: where all others wait in another call, it changes nothing.
         """
         engine = self._running()
-        if self._fresh and engine.linked:
-            self._fresh = False
-            return
         self._wait(engine.call(Vote(True)))
 
     def gather(self, world: int) -> None:
         """Admit newcomers until the ring has at least that many; all peers ask for as many."""
         while self.world_size < world:
             self.update_topology()
-        self._fresh = False
 
     def peers_pending(self) -> bool:
         """Whether newcomers wait; all peers of the group ask together and get one answer."""
@@ -334,7 +327,6 @@ class Communicator:
     def optimize_topology(self, seconds: float = 1.0) -> None:
         """Measure the links not yet known, ``seconds`` each, and take the ring whose slowest
         link is fastest; all peers of the group call it together."""
-        self._fresh = False
         self._wait(self._running().call(Optimize(seconds), self._measure))
 
     def _measure(self, asked: Measure | Elected) -> Measured:
@@ -426,7 +418,6 @@ class Communicator:
         count = source.flat.size
         signature = f"{kind} of {count} {source.dtype}, quantization {quantization}"
         flight = Flight(tag, signature, lanes_of, Future())
-        self._fresh = False
         engine.launch(flight)
         return Handle(self, tag, flight, finish)
 
@@ -515,7 +506,6 @@ class Communicator:
         ``state.revision`` becomes the elected one. Raises :class:`Kicked` where this peer's keys,
         shapes or revision do not fit.
         """
-        self._fresh = False
         self._state, self._served = state, 0
         fetched = votes = 0
 

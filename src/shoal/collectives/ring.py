@@ -26,8 +26,10 @@ from shoal.collectives.kernels import Kernel
 from shoal.collectives.quantize import Quantization, decode, encode, room
 
 Array = NDArray[Any]
-BLOCK = 256 << 10
-"""Bytes of a block: what a core's cache holds beside the chunk it is added to."""
+BLOCK = 1 << 20
+"""Bytes of a block at most: what a core's second cache holds. Larger blocks cost less Python."""
+SHARE = 8
+"""A chunk has that many blocks, so that it moves on while it arrives, but none below 64 KiB."""
 QUANTIZED_BLOCK = 64 << 10
 """Elements of a quantised block, which has a range of its own."""
 LANE = 128 << 10
@@ -67,7 +69,8 @@ class Lane:
         self._plan, self._src, self._dst, self.seq = plan, src, dst, seq
         w, r = plan.world, plan.rank
         quantized = plan.quantization != "none"
-        size = QUANTIZED_BLOCK if quantized else max(1, BLOCK // src.itemsize)
+        nbytes = min(BLOCK, max(64 << 10, src.nbytes // (w * SHARE)))
+        size = QUANTIZED_BLOCK if quantized else nbytes // src.itemsize
         chunks = cut(src.size, w)
         blocks = [
             [(a, min(a + size, high)) for a in range(low, high, size)] for low, high in chunks

@@ -204,7 +204,12 @@ class SimPeer:
         """As a trainer would: admit, sync, measure now and then, reduce, advance."""
         yield from self.ready(vote=None)
         for number in range(steps):
-            if number and (self.revision % 2 or (yield from self.pending())):
+            first = not number  # a newcomer may vote on what has just admitted it, or not
+            if (
+                self.world.rng.random() < 0.5
+                if first
+                else self.revision % 2 or (yield from self.pending())
+            ):
                 yield from self.ready(vote=True)
             yield from self.sync()
             if self.revision % 4 == 3:
