@@ -20,6 +20,7 @@ ENDS = {
     "choose.py": "asked for",
     "contribute.py": "settlements are in the log",
     "panel.py": "tokens asked for",
+    "peers_train.py": "1 result among 3 peers",
     "mechanisms.py": "3 mechanisms ran.",
     "hire.py": "settlements are in the log",
     "tools.py": "prompt tokens were known already",
