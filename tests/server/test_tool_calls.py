@@ -57,6 +57,7 @@ def may_end(tokens: tuple[Tokenizer, LLTokenizer], grammar: Grammar, text: str) 
         ("auto", True, '<tool_call>\n{"name": "rain", "arguments": {}}\n</tool_call>', False),
         ("auto", True, CALL.replace("city", "town"), False),
         ("auto", True, "<tool_call>", False),
+        ("auto", True, CALL.replace('{"city"', '{  "city"'), False),  # blanks could go on for ever
         ("required", True, CALL, True),
         ("required", True, f"{CALL}\n{TIME}", True),
         ("required", True, "It rains.", False),
@@ -108,12 +109,14 @@ def test_what_is_no_call_stays_text(text: str) -> None:
 NASTY = st.text(st.sampled_from('{}[]"\\ a</>\n'), max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.text(st.sampled_from("<tool_cal> \nx"), max_size=20).filter(
         lambda text: "<tool_call>" not in text
     ),
-    st.lists(st.dictionaries(NASTY, st.recursive(NASTY | st.none(), st.lists), max_size=3)),
+    st.lists(
+        st.dictionaries(NASTY, st.recursive(NASTY | st.none(), st.lists), max_size=3), max_size=3
+    ),
     st.data(),
 )
 def test_calls_are_found_however_the_text_is_cut(

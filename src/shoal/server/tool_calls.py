@@ -24,6 +24,8 @@ MAX_CALLS = 8
 
 _HEAD = re.compile(r'\s*\{"name": "([^"\\]+)", "arguments": ')
 _LONGEST_HEAD = 200
+_COMPACT = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
+"""How arguments are spaced: free to, small models write blanks until their tokens run out."""
 _CHOICES = ("auto", "none", "required")
 
 _ABOUT = """\
@@ -100,7 +102,7 @@ def call_grammar(
     lines.append(f'body: "\\n" ({bodies}) "\\n{CLOSE}"')
     for index, tool in enumerate(offered):
         head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
-        parameters = json.dumps({"type": "object", **tool.parameters})
+        parameters = json.dumps({"type": "object", **tool.parameters, "x-guidance": _COMPACT})
         lines.append(f'tool_{index}: {head} %json {parameters} "}}"')
     return Grammar("lark", "\n".join(lines) + "\n")
 
