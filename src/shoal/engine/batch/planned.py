@@ -353,5 +353,6 @@ def _item(key: str, job: Job) -> Item:
 
 def kind_of(request: Request) -> object:
     """Requests that ask alike are expected to be answered at like length."""
-    sampling = request.sampling
-    return sampling.max_tokens, sampling.ignore_eos, sampling.stop, request.grammar
+    sampling, grammar = request.sampling, request.grammar
+    held_to = grammar.kind if grammar else ""
+    return sampling.max_tokens, sampling.ignore_eos, sampling.stop, held_to
