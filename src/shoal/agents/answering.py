@@ -20,7 +20,16 @@ from shoal.core import rng
 from shoal.core.budget import Budget, Reservation
 from shoal.core.errors import BudgetExhausted, EngineError, ShoalError
 from shoal.core.log import EventLog
-from shoal.core.protocols import Completion, Delta, Engine, Grammar, OnDelta, Request, Sampling
+from shoal.core.protocols import (
+    Completion,
+    Delta,
+    Engine,
+    Grammar,
+    OnDelta,
+    Request,
+    Sampling,
+    Segment,
+)
 from shoal.core.records import Finish, Message, Step, ToolCall, Usage
 
 
@@ -255,9 +264,15 @@ def _at_once(job: Job) -> bool:
 
 
 def _request(job: Job) -> Request:
-    """What an engine is asked; a turn's first request bears the name of the turn."""
+    """What an engine is asked; a turn's first request bears the name of the turn.
+
+    Words whose cache a channel carries are placeholders, named by their place among them: an
+    engine that learns how contexts change a cache learns it place by place.
+    """
     name = job.key if job.attempts == 1 else f"{job.key}/{job.attempts}"
-    return Request(job.prompt, job.sampling, _grammar(job.turn), id=name)
+    words = [piece.text for piece in job.pieces if piece.reusable]
+    placeholders = tuple(Segment(text, name=f"heard {at}") for at, text in enumerate(words))
+    return Request(job.prompt, job.sampling, _grammar(job.turn), placeholders=placeholders, id=name)
 
 
 def _grammar(turn: Turn) -> Grammar | None:

@@ -19,10 +19,12 @@ from dataclasses import fields, is_dataclass
 from hashlib import blake2b
 from typing import Any
 
+from shoal.agents.channels import lay
 from shoal.agents.events import OnEvent, RunEnded, RunStarted, TeamResult
 from shoal.agents.failures import failure_policies
 from shoal.agents.material import Material, as_material
 from shoal.agents.outside import Ask, Outside
+from shoal.agents.payloads import payloads
 from shoal.agents.prompt import DEFAULT_PREAMBLE
 from shoal.agents.replay import in_order
 from shoal.agents.superstep import Aborted, Context
@@ -64,7 +66,8 @@ async def run(
     began = time.perf_counter()
     task = task or team.task
     material = as_material(material)
-    engines = dict(engine) if isinstance(engine, Mapping) else {"default": engine}
+    named = engine if isinstance(engine, Mapping) else {"default": engine}
+    engines = {key: _communicating(team, each) for key, each in named.items()}
     _check_models(team, engines)
     log = log if log is not None else EventLog()
     start = {
@@ -169,6 +172,17 @@ def _described(value: Any) -> str:
         )
         return f"{type(value).__name__}({', '.join(given)})"
     return repr(getattr(value, "__qualname__", value))
+
+
+def _communicating(team: Team, engine: Engine) -> Engine:
+    """The engine; where a channel carries caches, one that can move them between contexts."""
+    from shoal.engine.kvcomm import KVComm
+    from shoal.engine.local import LocalEngine
+
+    kinds = {payloads.make(channel.carry).kind for channel in lay(team.channels, team.names)}
+    if "kv" in kinds and isinstance(engine, LocalEngine) and engine.info.sharing:
+        return KVComm(engine)
+    return engine
 
 
 def _check_models(team: Team, engines: Mapping[str, Engine]) -> None:

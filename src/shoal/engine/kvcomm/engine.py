@@ -8,6 +8,7 @@ through untouched.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections import OrderedDict
@@ -117,7 +118,7 @@ class _Decision:
 
 @dataclass(slots=True, eq=False)
 class _Known:
-    """What is known of one template."""
+    """What is known of one template: its fixed pieces after each placeholder, and anchors."""
 
     fixed: list[KVSegment]
     pools: list[AnchorPool]
@@ -344,7 +345,7 @@ class KVComm:
             if policy.after == "computed":
                 pieces.append(Piece(after.tokens))
                 continue
-            fixed = known.fixed[index + 1]
+            fixed = known.fixed[index]
             follows = fixed.add(*after_offset(seen[index], anchors)) if policy.offsets else fixed
             pieces.append(Piece(after.tokens, follows))
         return tuple(_last_computed([piece for piece in pieces if piece.tokens]))
@@ -353,6 +354,8 @@ class KVComm:
 
     async def _read(self, template: Template, salt: str) -> tuple[_Known, list[KVSegment]]:
         """What is known of a template, and the base caches of its texts."""
+        if len(template.parts) == 1:
+            return _Known([], [], Gate()), []
         known = await self._about(template, salt)
         texts = [part.tokens for part in template.parts[1::2]]
         return known, list(await asyncio.gather(*(self._base(text, salt) for text in texts)))
@@ -370,11 +373,13 @@ class KVComm:
             part.tokens if not part.placeholder else tuple(encode(f"{{{part.placeholder}}}"))
             for part in template.parts
         ]
-        whole = await self.engine.capture([token for part in parts for token in part], salt=salt)
+        start = len(parts[0])  # the beginning is exact, and shared like any other
+        tokens = [token for part in parts for token in part]
+        rest = await self.engine.capture(tokens, start, salt)
         fixed, done = [], 0
-        for index, part in enumerate(parts):
+        for index, part in enumerate(parts[1:], 1):
             if index % 2 == 0:
-                fixed.append(whole.slice(done, done + len(part)))
+                fixed.append(rest.slice(done, done + len(part)))
             done += len(part)
         policy = self.policy
         pools = [
@@ -445,17 +450,15 @@ class _Learn:
         self._commits = commits
 
     def prefilled(self, job: Generation) -> None:
-        real = self._engine.cut(job, 0, job.prompt_tokens)
-        ends, done = [], 0
-        for part in self._template.parts:
-            ends.append((done, done + len(part.tokens)))
-            done += len(part.tokens)
+        first, *rest = (len(part.tokens) for part in self._template.parts)
+        real = self._engine.cut(job, first, job.prompt_tokens)
+        ends = list(itertools.accumulate(rest, initial=0))
         for index, (base, pool) in enumerate(zip(self._bases, self._known.pools, strict=True)):
-            text = real.slice(*ends[2 * index + 1])
-            after = real.slice(*ends[2 * index + 2])
+            start, middle, end = ends[2 * index : 2 * index + 3]
+            text, after = real.slice(start, middle), real.slice(middle, end)
             kept = replace(base, keys_LTKd=base.keys_LTKd.to(base.values_LTKd.dtype))
             anchor = Anchor(
-                kept, difference(text, base), difference(after, self._known.fixed[index + 1])
+                kept, difference(text, base), difference(after, self._known.fixed[index])
             )
             self._commits.append(lambda pool=pool, anchor=anchor: pool.add(anchor))  # type: ignore[misc]
 
