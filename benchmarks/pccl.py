@@ -225,12 +225,13 @@ def unequal_links(bench: Bench) -> None:
 
 def churn(bench: Bench) -> None:
     """Kill, freeze and reset peers at random; count bits that differ and seconds to recover."""
-    parts = [churned(bench, part) for part in range(bench.pick(full=2, smoke=1))]
+    parts = [churned(bench, part) for part in range(bench.pick(full=3, smoke=1))]
     kinds = [event.kind for crowd, _ in parts for event in crowd.done]
     reports = [report for _, report in parts]
     differing = sum(report.differing for report in reports)
     fetched = sum(report.fetched_later for report in reports)
     recoveries = [second for report in reports for second in report.recoveries]
+    beside = [second for report in reports for second in report.beside_a_freeze]
     bench.arm(
         "churn, this ring",
         events=len(kinds),
@@ -240,13 +241,16 @@ def churn(bench: Bench) -> None:
         revisions_with_differing_bits=differing,
         state_bytes_fetched_after_joining=fetched,
         **recovery(recoveries),
+        **recovery(beside, "beside_a_freeze_"),
     )
     least = bench.pick(full=200, smoke=4)
     bench.verdict("churn: events", len(kinds), at_least=least)
     bench.verdict("churn: revisions with differing bits", differing, at_most=0)
     bench.verdict("churn: state bytes fetched after joining", fetched, at_most=0)
     slowest = float(np.percentile(recoveries, 95)) if recoveries else 1e3
-    bench.verdict("churn: p95 of seconds from a kill to recovery", slowest, at_most=1)
+    bench.verdict(
+        "churn: p95 of seconds from a kill to recovery, nobody frozen", slowest, at_most=1
+    )
     draw_churn(bench, parts[0][0])
 
 
@@ -261,11 +265,11 @@ def churned(bench: Bench, part: int) -> tuple[Crowd, Report]:
         )
 
 
-def recovery(seconds: Sequence[float]) -> dict[str, float]:
+def recovery(seconds: Sequence[float], when: str = "") -> dict[str, float]:
     """Quantiles, where there was a kill to recover from."""
     if not seconds:
         return {}
-    return {f"recovery_p{q}_s": float(np.percentile(seconds, q)) for q in (50, 95)}
+    return {f"recovery_{when}p{q}_s": float(np.percentile(seconds, q)) for q in (50, 95)}
 
 
 def disrupted(
@@ -341,6 +345,15 @@ def draw_churn(bench: Bench, crowd: Crowd) -> None:
 # --- DiLoCo -------------------------------------------------------------------------------------
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "averaging": {},
+    "averaging, u8": {"quantization": "min_max"},
+    "averaging, one killed and back": {"churn": True},
+    "averaging, one step delayed": {"delayed": True},
+    "lr 0.7, Nesterov 0.9": {"published": True},
+}
+
+
 def diloco(bench: Bench) -> None:
     """Three workers, one killed in round 3 and back in round 6, beside one and every-step."""
     rounds, H = bench.pick(full=10, smoke=2), bench.pick(full=20, smoke=5)
@@ -353,17 +366,15 @@ def diloco(bench: Bench) -> None:
         single, every = alone(text, steps, bench.seed, 1), alone(text, steps, bench.seed, 3)
         bench.arm("one worker alone", held_out_nats=single)
         bench.arm("every-step data parallel, three workers", held_out_nats=every)
-        arms: dict[str, dict[str, Any]] = {"averaging": {}}
-        if not bench.smoke:
-            arms |= {
-                "averaging, u8": {"quantization": "min_max"},
-                "averaging, one step delayed": {"delayed": True},
-                "lr 0.7, Nesterov 0.9": {"published": True},
-                "averaging, one killed and back": {"churn": True},
-            }
         curves = {}
-        for name in bench.track(list(arms), "DiLoCo"):
-            curves[name] = train(name, bench, {**common, **arms[name]}, single, every)
+        for name in bench.track(list(SETTINGS)[: 1 if bench.smoke else None], "DiLoCo"):
+            curves[name] = train(name, bench, {**common, **SETTINGS[name]}, single, every)
+    draw_diloco(bench, curves, single, every)
+
+
+def draw_diloco(
+    bench: Bench, curves: Mapping[str, Sequence[float]], single: float, every: float
+) -> None:
     with bench.plot("diloco", "Held-out loss after each round") as (axes,):
         for name, losses in curves.items():
             axes.plot(range(1, len(losses) + 1), losses, "o-", ms=3, label=f"DiLoCo, {name}")

@@ -29,6 +29,8 @@ def test_recovery_counts_to_the_second_step_of_a_survivor():
     report = analyse(lines, [Disruption("kill", 3, 1.0), Disruption("join", 4, 1.0)])
     assert report.recoveries == pytest.approx((0.7,))
     assert (report.steps, report.revisions, report.differing) == (7, 3, 0)
+    beside = analyse(lines, [Disruption("long freeze", 5, 0.5), Disruption("kill", 3, 1.0)])
+    assert (beside.recoveries, beside.beside_a_freeze) == ((), report.recoveries)
 
 
 def test_a_revision_with_two_contents_is_counted_and_so_are_late_bytes():

@@ -25,6 +25,9 @@ Line = dict[str, Any]
 LONG_FREEZE = 3.5
 """Seconds of the longer freeze: beyond the master's patience in a churn, which is 2 s."""
 
+FROZEN = 2.5
+"""Seconds after the beginning of a freeze in which others may still have to wait for its end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Disruption:
@@ -134,12 +137,14 @@ def reset_connection(pid: int, rng: random.Random) -> bool:
 @dataclass(frozen=True, slots=True)
 class Report:
     """What came of it: steps of all peers, revisions among them, those with differing bits,
-    seconds from each kill to the second step that a survivor committed after it."""
+    seconds from each kill to the second step that a survivor committed after it. Where another
+    peer was frozen at the time, all wait for the master to give that one up: counted apart."""
 
     steps: int
     revisions: int
     differing: int
     recoveries: tuple[float, ...]
+    beside_a_freeze: tuple[float, ...]
     joins: tuple[float, ...]
     fetched_later: int
 
@@ -151,7 +156,8 @@ def analyse(lines: Sequence[Line], done: Sequence[Disruption]) -> Report:
     hashes: dict[int, set[str]] = {}
     for step in steps:
         hashes.setdefault(step["revision"], set()).add(step["hash"])
-    recoveries = []
+    recoveries: dict[bool, list[float]] = {True: [], False: []}
+    freezes = [event.at for event in done if "freeze" in event.kind]
     for kill in (event for event in done if event.kind == "kill"):
         after: dict[int, list[float]] = {}
         for step in steps:
@@ -159,12 +165,14 @@ def analyse(lines: Sequence[Line], done: Sequence[Disruption]) -> Report:
                 after.setdefault(step["pid"], []).append(step["at"] - kill.at)
         second = [sorted(times)[1] for times in after.values() if len(times) > 1]
         if second:
-            recoveries.append(min(second))
+            frozen = any(at < kill.at < at + FROZEN for at in freezes)
+            recoveries[frozen].append(min(second))
     return Report(
         len(steps),
         len(hashes),
         sum(len(found) > 1 for found in hashes.values()),
-        tuple(recoveries),
+        tuple(recoveries[False]),
+        tuple(recoveries[True]),
         tuple(line["seconds"] for line in lines if line["event"] == "joined"),
         sum(step.get("rx", 0) for step in steps),
     )
