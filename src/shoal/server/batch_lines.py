@@ -72,6 +72,14 @@ class Scores(BaseModel):
     best: int
 
 
+class LineError(InputError):
+    """A line of a batch file that is not right."""
+
+    def __init__(self, sentence: str, line: int) -> None:
+        super().__init__(sentence)
+        self.line = line
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What lines are read for.
@@ -86,21 +94,23 @@ class Reading:
     any_model: bool = False
 
 
-def read_lines(data: bytes, reading: Reading) -> list[Task]:
-    """The tasks of a file.
+def read_lines(data: bytes, reading: Reading, url: str | None = None) -> list[Task]:
+    """The tasks of a file, all for one ``url`` where one is given.
 
-    Raises :class:`InputError`, naming the line, for the first that is not right.
+    Raises :class:`LineError` for the first line that is not right, and :class:`InputError` for a
+    file without any.
     """
     tasks: list[Task] = []
     seen: dict[str, int] = {}
     for number, raw in _lines(data):
         try:
-            task = _task(number, raw, reading)
+            task = _task(number, raw, reading, url)
         except ApiError as error:
-            raise InputError(f"Line {number}: {error}") from error
+            raise LineError(f"Line {number}: {error}", number) from error
         if (before := seen.setdefault(task.custom_id, number)) != number:
             name = task.custom_id
-            raise InputError(f"Lines {before} and {number} have the same custom_id, {name!r}.")
+            sentence = f"Lines {before} and {number} have the same custom_id, {name!r}."
+            raise LineError(sentence, number)
         tasks.append(task)
     if not tasks:
         raise InputError("There are no requests in the file: give one JSON object a line.")
@@ -114,19 +124,21 @@ def _lines(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             found = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"Line {number} is not valid JSON: {error}.") from error
+            raise LineError(f"Line {number} is not valid JSON: {error}.", number) from error
         if not isinstance(found, dict):
-            raise InputError(f"Line {number} is no JSON object.")
+            raise LineError(f"Line {number} is no JSON object.", number)
         yield number, found
 
 
-def _task(number: int, raw: dict[str, Any], reading: Reading) -> Task:
+def _task(number: int, raw: dict[str, Any], reading: Reading, url: str | None) -> Task:
     if "body" not in raw and "url" not in raw:
         raw = _plain(number, raw)
     line = _valid(Line, raw)
     if line.url not in URLS:
         guess = nearest(line.url, URLS) or f" Known are {', '.join(URLS)}."
         raise ApiError(400, f"url: {line.url!r} cannot be batched.{guess}", param="url")
+    if url not in (None, line.url):
+        raise ApiError(400, f"url: this batch is for {url!r}, not {line.url!r}.", param="url")
     body = {"model": reading.model} | line.body
     if body["model"] != reading.model and not reading.any_model:
         raise ApiError(
