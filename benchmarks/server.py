@@ -481,7 +481,7 @@ async def metrics(at: Running) -> dict[str, float]:
 
 async def measure(model: Path, at: Running, bare: Running, options: Any) -> dict[str, Any]:
     """Overhead, streams, load, in this order."""
-    engine = LocalEngine.open(str(model), dtype="fp32", kv_bytes=8 << 20, threads=1)
+    engine = LocalEngine.open(str(model), dtype="fp32", kv_bytes=8 << 20)
     scripted = ScriptedEngine("one two three")
     rounds = 60 if options.smoke else 400
     found = []

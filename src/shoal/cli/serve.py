@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ def serve(
     api_key_env: str = typer.Option(
         "", help="Environment variable with the one key that clients must send."
     ),
+    batches: Path | None = typer.Option(
+        None, help="Folder of files and batches; else one for the model in the cache folder."
+    ),
     max_body: int = typer.Option(16, min=1, help="Largest request, in MiB."),
     max_running: int = typer.Option(256, min=1, help="Requests answered at a time."),
     max_waiting: int = typer.Option(1024, min=0, help="Requests that may wait; then 429."),
@@ -45,6 +49,7 @@ def serve(
 ) -> None:
     """Serve a model to any OpenAI client; requests that begin alike share what they can."""
     from shoal.cli.progress import loading
+    from shoal.core.files import cache_folder
     from shoal.engine.open import open_engine
     from shoal.server.serve import address_of, listen
     from shoal.server.serve import serve as serve_on
@@ -73,7 +78,8 @@ def serve(
             stop_seconds=stop_timeout,
             stored_bytes=store_memory << 20,
         )
-        serve_on(engine, sock, model_name=name, keyring=keyring, limits=limits)
+        folder = batches or cache_folder() / "batches" / re.sub(r"[^\w.-]+", "-", name)
+        serve_on(engine, sock, model_name=name, keyring=keyring, limits=limits, batch_folder=folder)
         errors.print("Stopped.")
 
 

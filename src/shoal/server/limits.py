@@ -13,6 +13,7 @@ from shoal.server.tenants import Keyring, token_of
 
 BODY_SECONDS = 60.0
 OPEN_PATHS = frozenset({"/health"})
+FILES_PATH = "/v1/files"
 NOBODY = "nobody"
 """The label of requests without a valid key."""
 
@@ -71,25 +72,25 @@ class Authenticated:
 class BodyLimit:
     """Reads each body whole before the app sees it; answers 413 or 408 in the app's stead."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_file_bytes: int) -> None:
         self._app = app
         self._max = max_bytes
+        self._max_file = max_file_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        most = self._max_file if scope["path"] == FILES_PATH else self._max
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                whole = await self._read(receive)
+                whole = await _read(receive, most)
         except TimeoutError:
             error = ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} s.")
             await error_response(error)(scope, receive, send)
             return
         if whole is None:
-            error = ApiError(
-                413, f"The body is larger than {self._max:,} bytes: send less at once."
-            )
+            error = ApiError(413, f"The body is larger than {most:,} bytes: send less at once.")
             await error_response(error)(scope, receive, send)
             return
         pending: list[Message] = [whole]
@@ -99,23 +100,24 @@ class BodyLimit:
 
         await self._app(scope, replay, send)
 
-    async def _read(self, receive: Receive) -> Message | None:
-        """The body as one message; None where it is too large.
 
-        A body that is a little too large is read to its end, so that its sender hears why.
-        """
-        body = bytearray()
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return message
-            piece = message.get("body", b"")
-            size += len(piece)
-            if size <= self._max:
-                body += piece
-            if not message.get("more_body") or size > 4 * self._max:
-                break
-        if size > self._max:
-            return None
-        return {"type": "http.request", "body": bytes(body), "more_body": False}
+async def _read(receive: Receive, most: int) -> Message | None:
+    """The body as one message; None where it is too large.
+
+    A body that is a little too large is read to its end, so that its sender hears why.
+    """
+    body = bytearray()
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return message
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size <= most:
+            body += piece
+        if not message.get("more_body") or size > 4 * most:
+            break
+    if size > most:
+        return None
+    return {"type": "http.request", "body": bytes(body), "more_body": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -96,9 +97,13 @@ def serve(
     model_name: str,
     keyring: Keyring | None = None,
     limits: ServerLimits | None = None,
+    batch_folder: Path | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; returns when the last request has ended."""
-    server_of(engine, model_name=model_name, keyring=keyring, limits=limits).run(sockets=[sock])
+    server = server_of(
+        engine, model_name=model_name, keyring=keyring, limits=limits, batch_folder=batch_folder
+    )
+    server.run(sockets=[sock])
 
 
 def server_of(
@@ -107,9 +112,12 @@ def server_of(
     model_name: str,
     keyring: Keyring | None = None,
     limits: ServerLimits | None = None,
+    batch_folder: Path | None = None,
 ) -> Server:
-    """A server that is not running yet."""
-    app = create_app(engine, model_name=model_name, keyring=keyring, limits=limits)
+    """A server that is not running yet; see :func:`create_app`."""
+    app = create_app(
+        engine, model_name=model_name, keyring=keyring, limits=limits, batch_folder=batch_folder
+    )
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=_LAST_SECONDS
     )

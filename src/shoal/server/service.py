@@ -24,6 +24,7 @@ class ServerLimits:
     """What a server bears.
 
     max_body_bytes   of one request
+    max_file_bytes   of one uploaded file
     max_running      requests answered at a time, over all tenants; more of them wait
     max_waiting      requests that may wait; the next one gets a 429
     request_seconds  a request may take, once it does not wait any more
@@ -32,6 +33,7 @@ class ServerLimits:
     """
 
     max_body_bytes: int = 16 << 20
+    max_file_bytes: int = 256 << 20
     max_running: int = 256
     max_waiting: int = 1024
     request_seconds: float = 600.0
