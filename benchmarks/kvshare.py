@@ -46,7 +46,7 @@ FORCED = 12  # tokens of the dense answer over which arms are compared
 BUDGET = 0.15
 SHARES = (0.0, 0.05, 0.15, 0.3, 0.6, 1.0)
 CURVED: tuple[Kind, ...] = ("values", "dhd", "random")
-ANSWER = 24
+ANSWER = 16
 STORE_BYTES = 1 << 29
 NAMES = {
     "none": "none (rotation only)",
@@ -88,7 +88,7 @@ EDITS = (
 
 def run(bench: Bench) -> None:
     """Measure fidelity, a trace of moved documents, and isolation."""
-    requests = bench.pick(full=60, smoke=5)
+    requests = bench.pick(full=48, smoke=5)
     answer = bench.pick(full=ANSWER, smoke=8)
     bench.workload = (
         f"SmolLM2-135M in bf16. Fidelity: {bench.pick(full=34, smoke=4)} prompts with one or two "

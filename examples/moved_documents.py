@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 from shoal.core.protocols import Completion, Request, Sampling
 from shoal.core.records import Message
@@ -19,9 +20,10 @@ TEXT = Path(__file__).parent / "documents" / "constitution" / "2-bill-of-rights.
 NOTES = ("Ticket 12.", "I have ten minutes until the meeting. Somebody left this on my desk.")
 
 
-def ask(note: str, reuse: str) -> Request:
+def ask(note: str, reuse: Literal["exact", "approx"]) -> Request:
     text = f"{note}\n\n{TEXT.read_text(encoding='utf-8')[:2500]}\n\nWhat is this text about?"
-    return Request((Message("user", text),), Sampling(max_tokens=24), reuse=reuse)  # type: ignore[arg-type]
+    # A salt of its own, so that neither way finds what the other has computed.
+    return Request((Message("user", text),), Sampling(max_tokens=24), salt=reuse, reuse=reuse)
 
 
 def show(done: Completion) -> None:
@@ -30,16 +32,17 @@ def show(done: Completion) -> None:
 
 
 async def main() -> None:
-    for reuse in ("exact", "approx"):
-        engine = LocalEngine.open()
-        kvshare = attach(engine)
-        await engine.generate([Request((Message("user", "Hello."),), Sampling(max_tokens=2))])
+    engine = LocalEngine.open()
+    kvshare = attach(engine)
+    await engine.generate([Request((Message("user", "Hello."),), Sampling(max_tokens=2))])
+    ways: tuple[Literal["exact", "approx"], ...] = ("exact", "approx")
+    for reuse in ways:
         print(f"reuse={reuse!r}")
         for note in NOTES:
             (done,) = await engine.generate([ask(note, reuse)])
             show(done)
-        print(f"  {len(kvshare.store)} segments stored, {kvshare.store.bytes / 1e6:.0f} MB")
-        await engine.close()
+    print(f"{len(kvshare.store)} segments stored, {kvshare.store.bytes / 1e6:.0f} MB")
+    await engine.close()
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ Departures: approximate cache crosses no border between tenants unless its owner
 and what is declared is computed anew behind a canonical beginning, never behind anybody's text: so
 nobody's text leaks into it, and nobody can poison what others read. The semantic alignment of the
 paper's first version is not here: equal tokens alone lend their cache. The paper chooses tokens by
-attention times deviation of values (DHD). Here the deviation of values alone is the default, because
-it stayed nearer to dense in every measurement, and much nearer where several texts were moved. The
-paper's repair during decoding is not here.
+attention times deviation of values (DHD); the default here is the deviation of values alone, which
+stayed nearer to dense in the claim, most of all where several texts were moved. The paper's repair
+during decoding is not here.
 """
 
 from __future__ import annotations
@@ -297,8 +297,11 @@ def attach(
     """Let an engine serve requests with ``reuse="approx"``; call it before the first request.
 
     Where cache cannot be moved all requests are answered exactly, and ``disabled`` says why.
-    ``order`` "hit rate alone" neither ages nor shares, for comparison.
+    ``order`` "hit rate alone" neither ages nor shares, for comparison. Raises
+    :class:`EngineError` for a store of another model, and while requests are under way.
     """
+    if engine.scheduler.busy:
+        raise EngineError("Requests are under way: attach KVShare before the first of them.")
     kvshare = KVShare(engine, store=store, tenants=tenants, repair=repair)
     if kvshare.disabled is not None:
         _log.warning("%s", kvshare.disabled)
