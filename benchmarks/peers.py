@@ -1,7 +1,7 @@
 """One job of many prompts on shoal, OpenVINO GenAI and llama.cpp's server: the same weights.
 
     pip install -e '.[peers]'
-    python benchmarks/peers.py [--rounds 3] [--degrees 1,2,4,8,16] [--out DIR] [--json]
+    python benchmarks/peers.py [--rounds 3] [--degrees 1,2,4,8,16] [--check] [--out DIR] [--json]
 
 The job: contexts of about 400 tokens, each with several questions, shuffled, 16 greedy tokens
 out. Every arm runs in a process of its own that loads the model, warms up and is timed on the
@@ -21,9 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from shoal.core.stats import ratio_interval
 
 PROMPTS = 96
 CONTEXT = 400
@@ -158,7 +160,7 @@ def llamacpp() -> Answer:
 
     def ask(prompt: str) -> tuple[str, int]:
         body = {"prompt": prompt, "n_predict": NEW, "temperature": 0, "cache_prompt": True}
-        reply = server.handle_completions(json.dumps(body))
+        reply = server.handle_completions(body)
         reply = json.loads(reply) if isinstance(reply, str) else reply
         reply = reply[0] if isinstance(reply, list) else reply
         if "content" in reply:
@@ -217,14 +219,99 @@ def run(arm: str, degree: int) -> Run:
         return Run(**json.load(out))
 
 
+def measure(degree: int, rounds: int, arms: list[str]) -> dict[str, list[Run]]:
+    """All arms on one job, alternating."""
+    runs: dict[str, list[Run]] = {arm: [] for arm in arms}
+    for _ in range(rounds):
+        for arm in arms:
+            runs[arm].append(run(arm, degree))
+            print(f"  {degree:>3}  {arm:<30}{runs[arm][-1].wall:>8.2f} s", file=sys.stderr)
+    return runs
+
+
+def same_answers() -> tuple[int, int]:
+    """How many answers of the shared fp32 run equal those of the unshared one."""
+    shared, alone = (run(arm, 8).texts for arm in REFERENCES)
+    return sum(a == b for a, b in zip(shared, alone, strict=True)), len(alone)
+
+
+def table(degree: int, runs: dict[str, list[Run]]) -> Iterator[str]:
+    """Lines of a Markdown table: median seconds, and how many times shoal's."""
+    kind = "nothing shared" if degree == 1 else f"{PROMPTS // degree} contexts x {degree} questions"
+    yield f"\n{kind}\n"
+    yield "| arm | wall s | CPU s | prompt tokens computed | times shoal's time |"
+    yield "|---|---|---|---|---|"
+    ours = [each.wall for each in runs["shoal"]]
+    for arm, each in runs.items():
+        walls = [one.wall for one in each]
+        computed = each[0].computed
+        ratio = f"{statistics.median(walls) / statistics.median(ours):.2f}"
+        if arm != "shoal" and len(walls) > 1:
+            interval = ratio_interval(walls, ours)
+            ratio = f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+        yield (
+            f"| {arm} | {statistics.median(walls):.2f} "
+            f"| {statistics.median(one.cpu for one in each):.1f} "
+            f"| {'not told' if computed is None else f'{computed:,}'} | {ratio} |"
+        )
+
+
+def draw(results: dict[int, dict[str, list[Run]]], path: Path) -> None:
+    """Time over sharing degree."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for arm in next(iter(results.values())):
+        seconds = [statistics.median(one.wall for one in runs[arm]) for runs in results.values()]
+        axes.plot(list(results), seconds, marker="o", label=arm)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel(f"prompts that share a context ({PROMPTS} in all)")
+    axes.set_ylabel("seconds for the job")
+    axes.grid(alpha=0.25)
+    axes.legend()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work"); parser.add_argument("--degree", type=int, default=8); parser.add_argument("--result")
-    o = parser.parse_args()
-    if o.work:
-        r = work(o.work, o.degree)
-        Path(o.result).write_text(json.dumps(asdict(r)))
-        print(o.work, r.wall, r.cpu, r.computed, r.texts[:2])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--degrees", default="1,8", help="prompts that share a context")
+    parser.add_argument("--arms", default="", help="only arms whose names hold one of these words")
+    parser.add_argument("--check", action="store_true", help="compare fp32 answers, too")
+    parser.add_argument("--out", type=Path, help="folder for a plot and a table")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--degree", type=int, default=8, help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        options.result.write_text(json.dumps(asdict(work(options.work, options.degree))))
+        return
+    words = options.arms.split(",")
+    arms = [arm for arm in ARMS if arm == "shoal" or any(word in arm for word in words)]
+    degrees = [int(degree) for degree in options.degrees.split(",")]
+    results = {degree: measure(degree, options.rounds, arms) for degree in degrees}
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    d: {a: [asdict(r) for r in rs] for a, rs in each.items()}
+                    for d, each in results.items()
+                }
+            )
+        )
+    lines = [line for degree, runs in results.items() for line in table(degree, runs)]
+    if options.check:
+        equal, of = same_answers()
+        lines.append(f"\nfp32: {equal} of {of} answers equal those of a run that shares nothing.")
+    if not options.json:
+        print("\n".join(lines))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "peers.md").write_text("\n".join(lines).strip() + "\n")
+        draw(results, options.out / "peers.png")
 
 
 if __name__ == "__main__":
