@@ -450,9 +450,13 @@ def train(
 def with_a_return(
     commands: Sequence[Sequence[str]], options: Mapping[str, Any]
 ) -> list[list[dict[str, Any]]]:
-    """Three workers, of which the third kills itself; started again once the others are at 6."""
-    with Crowd(list, most=3) as crowd:
-        for one in commands:
+    """Three workers, of which the third kills itself; another joins once the others are at 6.
+
+    It is started at once and waits, as loading torch takes longer than the rounds that are left.
+    """
+    with tempfile.TemporaryDirectory() as folder, Crowd(list, most=4) as crowd:
+        signal = Path(folder) / "join"
+        for one in (*commands, command("diloco", **options, after=str(signal))):
             crowd.command = lambda one=one: one  # type: ignore[misc]
             crowd.start()
         first = [event.pid for event in crowd.done]
@@ -461,8 +465,7 @@ def with_a_return(
         while crowd.alive() and time.monotonic() < deadline:
             rounds = [line["revision"] for line in list(crowd.lines) if line["pid"] == first[0]]
             if not back and rounds and max(rounds) >= 5:
-                crowd.command = lambda: command("diloco", **options)
-                crowd.start()
+                signal.touch()
                 back = True
             time.sleep(0.05)
         pids = [event.pid for event in crowd.done]

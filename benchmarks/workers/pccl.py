@@ -223,6 +223,8 @@ def diloco(options: dict[str, Any]) -> None:
     model = ByteLlama(tiny_config(), seed=options["seed"])
     inner = torch.optim.AdamW(model.parameters.values(), 3e-3)
     worker, H = options["worker"], options["inner_steps"]
+    while "after" in options and not Path(options["after"]).exists():
+        time.sleep(0.02)
     peer = Communicator(options["master"], token=TOKEN, pool=2)
     peer.connect()
     if options.get("gather"):
