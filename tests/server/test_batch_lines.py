@@ -162,9 +162,9 @@ def test_any_json_is_read_or_refused_in_a_sentence(
     line: dict[str, Any], body: dict[str, Any]
 ) -> None:
     for found in (line, {**line, "body": body}):
+        said = ""
         try:
             tasks = read_lines(json.dumps(found).encode(), READING)
         except InputError as error:
-            assert str(error).startswith(("Line 1", "There are no requests"))
-        else:
-            assert len(tasks) == 1
+            said, tasks = str(error), []
+        assert len(tasks) == 1 or said.startswith(("Line 1", "There are no requests"))
