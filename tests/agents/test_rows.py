@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from traces import trace
+from traces import members, numbered, protocol, trace
 
 from shoal.agents import Material, Question, Team, TeamResult, load_team, run
 from shoal.core.log import EventLog
@@ -382,3 +382,14 @@ async def test_payoffs_are_told_to_all_members() -> None:
     told = "You gain 50% of the common result's worth and 50% of your own's."
     assert buyer.endswith(f"Your goal: Pay less than 100.\n{told}")
     assert seller.endswith(f"Your goal: Get more than 60.\n{told}")
+
+
+@pytest.mark.parametrize(
+    ("channels", "heard"),
+    [("none", ["", "", ""]), ("chain", ["", "a1", "b1"]), ("bus", ["", "a1", "a1 b1"])],
+)
+async def test_the_visibility_masks_of_a_sequence_are_topologies(
+    channels: str, heard: list[str]
+) -> None:
+    team = Team("t", members("a", "b", "c"), protocol("chain"), channels)
+    assert [turn[2] for turn in trace(await run(team, "?", engine=numbered()))] == heard

@@ -330,3 +330,49 @@ def test_a_team_runs_through_our_own_server(
     assert len(report["steps"]) == 7
     assert report["outcome"] == "done"
     assert report["sharing"]["total"]["shared_tokens"] > 5 * len(TEXT) * 0.9
+
+
+def test_a_dry_run_foresees_the_tokens_and_generates_nothing(
+    shoal: Shoal, tiny_model: Path, paper: Path, tmp_path: Path
+) -> None:
+    team = tmp_path / "pair.toml"
+    team.write_text(
+        'channels = "chain"\nprotocol = {turn = "chain"}\nlimits = {tokens = 100000}\n'
+        'member = [{name = "a", max_tokens = 8}, {name = "b", max_tokens = 8}]\n'
+    )
+    arguments = ("run", team, "Say it.", "--input", paper, "--model", tiny_model)
+    foreseen = told(shoal, *arguments, "--dry-run")
+    assert not (tmp_path / "runs").exists()
+    real = told(shoal, *arguments)
+    assert foreseen["edges"] == [{"from": "a", "to": "b", "carry": "text"}]
+    assert [step["members"] for step in foreseen["supersteps"]] == [["a"], ["b"]]
+    usage = [step["usage"] for step in real["steps"]]
+    assert foreseen["supersteps"][0]["prompt_tokens"] == usage[0]["prompt_tokens"]
+    assert foreseen["requests"] == 2
+    code, out, _ = shoal(*arguments, "--dry-run")
+    assert code == 0
+    assert "○ a" in out
+    assert "The budget (100,000 tokens) suffices." in out
+
+
+def test_watching_draws_the_team_and_who_is_speaking() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from shoal.agents import Agent, Team
+    from shoal.agents.events import RunStarted, TurnDelta, TurnStarted
+    from shoal.cli.live import LiveView
+
+    team = Team("t", (Agent("ann"), Agent("bob", copies=2)))
+    console = Console(file=StringIO(), force_terminal=True, width=100, legacy_windows=False)
+    with LiveView(console, team=team) as view:
+        view(RunStarted("r", "t", "Go.", ("ann", "bob"), 0))
+        view(TurnStarted("bob-1", 0))
+        view(TurnDelta("bob-1", 0, "hello"))
+        with console.capture() as drawn:
+            console.print(view._draw())
+    text = drawn.get()
+    assert "○ ann" in text
+    assert "● bob" in text
+    assert "hello" in text

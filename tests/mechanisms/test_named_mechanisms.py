@@ -83,3 +83,12 @@ def test_what_entry_points_offer_is_listed_and_an_unknown_name_finds_it() -> Non
     assert "public_goods" in payoffs.names()
     with pytest.raises(ConfigError, match=r"no payoff rule 'public_good'\. Did you mean 'public_g"):
         payoffs.make("public_good")
+
+
+async def test_a_hiring_problem_needs_a_bench_of_its_size() -> None:
+    team = parse_team(
+        'protocol = {until = "rounds(2)", rewire = {recruit = "hire(common-noise)", '
+        f'bench = ["c"]}}}}\n{MEMBERS}'
+    )
+    with pytest.raises(ConfigError, match="is for 2 agents, but 1 sit on the bench: c"):
+        await run(team, "Who?", engine=says(NUMBERS))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shoal.agents.failures import failure_policies
 from shoal.agents.material import Material, as_material
 from shoal.agents.outside import Script
 from shoal.agents.scheduler import run
@@ -155,7 +156,8 @@ def _stand_in(member: Member) -> Member:
 
 
 def _engines(team: Team) -> set[str]:
-    named: set[str] = set()
+    spare = failure_policies.make(team.protocol.on_failure).model
+    named = {spare} if spare is not None else set()
     for member in team.members:
         if isinstance(member, Agent):
             named |= {member.model} if isinstance(member.model, str) else set()

@@ -42,7 +42,7 @@ def consensus(share: Annotated[float, Field(gt=0, le=1)] = 1.0) -> Stop:
 
     def rule(state: State) -> str | None:
         proposals = state.proposals()
-        if len(proposals) < 2 or len(proposals) < len(state.speakers):
+        if len(proposals) < 2 or len(proposals) < len(state.speakers & state.active):
             return None
         most = max(tally(ballot(step.output) for step in proposals).values())
         agreed = most >= share * len(proposals)
@@ -86,7 +86,7 @@ def idle() -> Stop:
     """When nobody said anything else in the last round than in the one before."""
 
     def rule(state: State) -> str | None:
-        pairs = [said[-2:] for said in state.said.values() if said]
+        pairs = [said[-2:] for name in state.names if (said := state.said[name])]
         still = pairs and all(len(p) == 2 and p[0].output == p[1].output for p in pairs)
         return "nobody says anything new" if still else None
 

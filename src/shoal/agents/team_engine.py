@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.agents.library import load_team
 from shoal.agents.scheduler import run
 from shoal.agents.team import Team
 from shoal.core.errors import EngineError, ShoalError
@@ -28,9 +30,12 @@ from shoal.core.protocols import (
     Segment,
 )
 from shoal.core.records import Finish, Message
+from shoal.engine.open import open_engine
 
 PREFIX = "team:"
 """What the names of such models begin with."""
+DEFAULT_MODEL = "smollm2-135m"
+"""What a team runs on where no model is named."""
 
 
 class TeamEngine:
@@ -132,6 +137,16 @@ class TeamEngine:
     async def close(self) -> None:
         """Close the engine."""
         await self.engine.close()
+
+
+def open_model_or_team(model: str, **options: Any) -> Engine:
+    """As :func:`shoal.engine.open.open_engine`; ``team:NAME`` is a team on the usual model, and
+    ``team:NAME@MODEL`` one on that model. NAME is a packaged team or the path of a file."""
+    if not model.startswith(PREFIX):
+        return open_engine(model, **options)
+    name, _, inner = model.removeprefix(PREFIX).partition("@")
+    team = load_team(name)
+    return TeamEngine(team, open_engine(inner or DEFAULT_MODEL, **options))
 
 
 def _refusal(request: Request) -> str | None:

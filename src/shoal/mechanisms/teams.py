@@ -14,6 +14,7 @@ from shoal.agents.payoffs import Payoff, worths
 from shoal.agents.reducers import Reducer
 from shoal.agents.rewires import Recruiter
 from shoal.agents.rules import NOBODY, Rule, Shares
+from shoal.core.errors import ConfigError
 from shoal.mechanisms.goods.contribution_game import Game
 from shoal.mechanisms.location.rules import find_rule
 from shoal.mechanisms.location.teams import settle
@@ -80,8 +81,13 @@ def hire(problem: str = "common-noise") -> Recruiter:
         from shoal.mechanisms.hiring.sheets import named_problem
 
         case = named_problem(problem)
+        if state.rounds > 1:
+            return ()  # who was not hired after the first round is not asked again
         if len(bench) != case.agents:
-            return ()  # who was not hired in the first round is not asked again
+            raise ConfigError(
+                f"The hiring problem {problem!r} is for {case.agents} agents, but "
+                f"{len(bench)} sit on the bench: {', '.join(bench) or 'nobody'}."
+            )
         contract = solve_correlated(case)
         opening = Opening(f"round-{state.rounds}", bench, seed=state.seed)
         efforts = InformationAcquisition(case, contract).recommendation(opening)
