@@ -88,7 +88,7 @@ EDITS = (
 
 def run(bench: Bench) -> None:
     """Measure fidelity, a trace of moved documents, and isolation."""
-    requests = bench.pick(full=48, smoke=5)
+    requests = bench.pick(full=36, smoke=5)
     answer = bench.pick(full=ANSWER, smoke=8)
     bench.workload = (
         f"SmolLM2-135M in bf16. Fidelity: {bench.pick(full=34, smoke=4)} prompts with one or two "
