@@ -298,6 +298,19 @@ async def test_a_store_of_another_model_is_never_read(model: Model) -> None:
     await engine.close()
 
 
+async def test_kvshare_is_attached_before_the_first_request(engine: LocalEngine) -> None:
+    task = asyncio.create_task(engine.generate([ask("One.", max_tokens=400)]))
+    while not engine.scheduler.busy:
+        await asyncio.sleep(0.001)
+    with pytest.raises(EngineError, match="under way"):
+        attach(engine)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    while engine.scheduler.busy:
+        await asyncio.sleep(0.001)
+
+
 async def test_a_full_store_and_a_full_cache_fail_no_request(model: Model) -> None:
     engine = LocalEngine(model, kv_bytes=700 * 256)
     kvshare = attach(engine, store=SegmentStore(model.fingerprint, max_bytes=200 * 300))
