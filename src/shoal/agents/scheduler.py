@@ -176,11 +176,13 @@ def _described(value: Any) -> str:
 
 def _communicating(team: Team, engine: Engine) -> Engine:
     """The engine; where a channel carries caches, one that can move them between contexts."""
-    from shoal.engine.kvcomm import KVComm
+    wiring = lay(team.channels, team.names)
+    if all(payloads.make(channel.carry).kind != "kv" for channel in wiring):
+        return engine
+    from shoal.engine.kvcomm import KVComm  # torch is imported where it is needed
     from shoal.engine.local import LocalEngine
 
-    kinds = {payloads.make(channel.carry).kind for channel in lay(team.channels, team.names)}
-    if "kv" in kinds and isinstance(engine, LocalEngine) and engine.info.sharing:
+    if isinstance(engine, LocalEngine) and engine.info.sharing:
         return KVComm(engine)
     return engine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ REMEMBERED = 1024
 
 def serve(
     model: str = typer.Option(
-        "smollm2-135m", "--model", "-m", help="Name, GGUF file, folder, hub name or URL."
+        "smollm2-135m", "--model", "-m", help="Name, GGUF file, folder, hub name, URL or team:NAME."
     ),
     model_name: str = typer.Option("", help="The model's name at an endpoint."),
     upstream: str = typer.Option(
@@ -50,7 +51,6 @@ def serve(
     """Serve a model to any OpenAI client; requests that begin alike share what they can."""
     from shoal.cli.progress import loading
     from shoal.core.files import cache_folder
-    from shoal.engine.open import open_engine
     from shoal.server.serve import address_of, listen
     from shoal.server.serve import serve as serve_on
     from shoal.server.service import ServerLimits
@@ -61,7 +61,7 @@ def serve(
             engine: Engine = _in_front_of(upstream, model_name, concurrency)
         else:
             with loading(errors) as progress:
-                engine = open_engine(
+                engine = _opener(model)(
                     model,
                     model_name=model_name or None,
                     dtype=dtype,
@@ -81,6 +81,17 @@ def serve(
         folder = batches or cache_folder() / "batches" / re.sub(r"[^\w.-]+", "-", name)
         serve_on(engine, sock, model_name=name, keyring=keyring, limits=limits, batch_folder=folder)
         errors.print("Stopped.")
+
+
+def _opener(model: str) -> Callable[..., Engine]:
+    """What opens a model, or a team that is served as one (``team:NAME[@MODEL]``)."""
+    if model.startswith("team:"):
+        from shoal.agents.team_engine import open_model_or_team
+
+        return open_model_or_team
+    from shoal.engine.open import open_engine
+
+    return open_engine
 
 
 def _in_front_of(upstream: str, model_name: str, concurrency: int) -> Engine:

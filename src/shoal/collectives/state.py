@@ -53,7 +53,7 @@ def _of_tensor(x: Any) -> tuple[NDArray[Any], str]:
     if not isinstance(x, torch.Tensor):
         raise ValueError(f"{type(x).__name__} is neither a numpy array nor a tensor.")
     if x.device.type != "cpu":
-        raise ValueError(f"A tensor on {x.device} must be staged: see shoal.collectives.staging.")
+        raise ValueError(f"A tensor on {x.device} cannot be sent: copy it to the CPU first.")
     if not x.is_contiguous():
         raise ValueError(f"A tensor of shape {tuple(x.shape)} is not contiguous: copy it first.")
     flat = x.detach()
