@@ -3,7 +3,7 @@
     python benchmarks/engine.py [--rounds 5] [--threads 2] [--json]
 
 Prefill of 512 tokens and decoding at batch 1, 8 and 32 (128 tokens of context, 32 new ones), in
-bf16. The arms alternate within one process; wall and CPU seconds are printed, the median round
+bf16; at batch 1 also with packed matrices. The arms alternate within one process; wall and CPU seconds are printed, the median round
 counts. The roofline is measured in the same run: the best matrix product of the model's own
 shape bounds prefill, the time to read all weights once bounds a decoding step.
 """
@@ -30,6 +30,7 @@ CONTEXT = 128
 NEW = 32
 BATCHES = (1, 8, 32)
 TARGETS = {"prefill": 850.0, "decode 1": 25.0, "decode 8": 200.0, "decode 32": 420.0}
+PACKED = 45.0  # tokens per second at batch 1
 
 
 @dataclass
@@ -144,6 +145,7 @@ def measure(rounds: int) -> tuple[list[Figure], dict[str, float]]:
     """All jobs, arms alternating within every round."""
     model = compute.call(lambda: load(dtype="bf16"))
     engine = LocalEngine(model)
+    packed = LocalEngine(compute.call(lambda: load(dtype="packed")))
     loop = asyncio.new_event_loop()
     peer = compute.call(lambda: transformers_model(model))
     seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -162,9 +164,13 @@ def measure(rounds: int) -> tuple[list[Figure], dict[str, float]]:
             job = f"decode {batch}"
             ours(engine, loop, rows, 1)  # the prompts are in the cache; decoding alone is timed
             run(job, "shoal", lambda rows=rows: ours(engine, loop, rows, NEW))
+            if batch == 1:
+                ours(packed, loop, rows, 1)
+                run(job, "shoal, packed", lambda rows=rows: ours(packed, loop, rows, NEW))
             run(job, "transformers", lambda rows=rows: theirs(peer, rows, NEW))
             run(f"{job} prompt", "transformers", lambda rows=rows: theirs(peer, rows, 1))
-    loop.run_until_complete(engine.close())
+    for each in (engine, packed):
+        loop.run_until_complete(each.close())
     return _figures(seconds), compute.call(lambda: roofline(model))
 
 
@@ -176,7 +182,9 @@ def _figures(seconds: dict[tuple[str, str], list[tuple[float, float]]]) -> list[
     figures = []
     for job in TARGETS:
         batch = int(job.split()[1]) if "decode" in job else 0
-        for arm in ("shoal", "transformers"):
+        for arm in ("shoal", "shoal, packed", "transformers"):
+            if (job, arm) not in seconds:
+                continue
             wall, cpu = median(job, arm)
             tokens = batch * NEW if batch else PREFILL
             if batch and arm == "transformers":  # its prompt is not cached: take it off
@@ -200,7 +208,8 @@ def main() -> None:
         return
     print(f"{'job':<12}{'arm':<14}{'tok/s':>9}{'wall s':>9}{'cpu s':>9}{'target':>9}{'roof':>9}")
     for f in figures:
-        target = f"{TARGETS[f.job]:.0f}" if f.arm == "shoal" else ""
+        targets = {"shoal": TARGETS[f.job], "shoal, packed": PACKED}
+        target = f"{targets[f.arm]:.0f}" if f.arm in targets else ""
         roof = f"{limits[f.job]:.0f}" if f.arm == "shoal" else ""
         print(
             f"{f.job:<12}{f.arm:<14}{f.tokens_per_second:>9.0f}{f.wall:>9.3f}{f.cpu:>9.3f}"

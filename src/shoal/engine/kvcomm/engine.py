@@ -128,8 +128,8 @@ class _Known:
 class KVComm:
     """Implements :class:`shoal.core.protocols.Engine` around a local engine.
 
-    ``calls`` tells what became of each request with placeholders; anchors are kept in ``folder``
-    between sessions, where one is given.
+    ``calls`` tells what became of each request with placeholders; anchors outlive the engine in
+    ``folder``, where one is given.
     """
 
     def __init__(
