@@ -3,9 +3,10 @@
     python benchmarks/engine.py [--rounds 5] [--threads 2] [--json]
 
 Prefill of 512 tokens and decoding at batch 1, 8 and 32 (128 tokens of context, 32 new ones), in
-bf16; at batch 1 also with packed matrices. The arms alternate within one process; wall and CPU seconds are printed, the median round
-counts. The roofline is measured in the same run: the best matrix product of the model's own
-shape bounds prefill, the time to read all weights once bounds a decoding step.
+bf16; at batch 1 also with packed matrices. The arms alternate within one process; wall and CPU
+seconds are printed, the median round counts. The roofline is measured in the same run: the best
+matrix product of the model's own shape bounds prefill, the time to read all weights once bounds a
+decoding step.
 """
 
 from __future__ import annotations
