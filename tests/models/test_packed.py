@@ -78,14 +78,14 @@ def test_the_packaged_model_keeps_its_four_bits() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
-def test_the_blocked_layout_changes_no_bit(rows: int) -> None:
+def test_the_blocked_layout_gives_the_same_numbers(rows: int) -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(96, 64).bfloat16(), torch.randn(96).bfloat16()
     laid_out, x = blocked(weight), torch.randn(rows, 64).bfloat16()
     if isinstance(laid_out, torch.Tensor):
         pytest.skip("this processor has no bf16 kernels with a layout of their own")
-    expected = torch.nn.functional.linear(x, weight, bias)
-    assert torch.equal(laid_out.apply(x, bias), expected)
+    expected = torch.nn.functional.linear(x.float(), weight.float(), bias.float())
+    torch.testing.assert_close(laid_out.apply(x, bias).float(), expected, rtol=2**-7, atol=0.1)
 
 
 def test_fp32_matrices_stay_as_they_are() -> None:

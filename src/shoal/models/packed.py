@@ -1,12 +1,13 @@
 """Matrices laid out for the kernels that multiply them, and in 4 or 8 bits for steps of few rows.
 
-A bf16 matrix in the layout oneDNN computes with gives bit for bit what a plain one gives, and
-saves the reordering that every product otherwise begins with: a third of the time up to 64 rows,
-a quarter at 128, nothing at 256. In steps of a few rows reading the weights is most of the
-time, so fewer bits are faster still; activations stay bf16 (weight-only quantisation). A matrix
-whose groups of 32 weights lie on 16 equidistant values, as a GGUF file's Q4 blocks do, is kept
-in 4 bits and loses nothing but the rounding of scales to bf16; any other gets 8 bits with one
-scale per output row. A decoder keeps a matrix in all layouts that pay, and chooses by rows.
+A bf16 matrix in the layout oneDNN computes with gives what a plain one gives (bit for bit where
+we tried), and saves the reordering that every product otherwise begins with: a third of the time
+up to 64 rows, a quarter at 128, nothing at 256. In steps of a few rows reading the weights is
+most of the time, so fewer bits are faster still; activations stay bf16 (weight-only
+quantisation). A matrix whose groups of 32 weights lie on 16 equidistant values, as a GGUF file's
+Q4 blocks do, is kept in 4 bits and loses nothing but the rounding of scales to bf16; any other
+gets 8 bits with one scale per output row. A decoder keeps a matrix in all layouts that pay, and
+chooses by rows.
 """
 
 from __future__ import annotations
