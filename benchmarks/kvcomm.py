@@ -60,8 +60,8 @@ DOCUMENTS = Path(__file__).parent.parent / "examples" / "documents" / "jargon"
 
 def run(bench: Bench) -> None:
     """Fidelity on unseen questions, choices with the gate on, and time to first token."""
-    asked = bench.pick(full=36, smoke=4)
-    learned = bench.pick(full=22, smoke=6)
+    asked = bench.pick(full=36, smoke=2)
+    learned = bench.pick(full=22, smoke=4)
     bench.workload = (
         f"SmolLM2-135M in fp32. Fidelity: {asked} GSM8K questions in the prompts of "
         f"{len(ROLES)} agents, {learned} other questions as anchors; divergence from the exact "
@@ -76,7 +76,7 @@ def run(bench: Bench) -> None:
     model = compute.call(lambda: load(dtype="fp32"))
     cases = sorted(items("gsm8k"), key=lambda item: bench.seed_of(item.id))
     runner.run(fidelity(bench, LocalEngine(model), cases, asked, learned))
-    runner.run(choices(bench, LocalEngine(model), cases[: bench.pick(full=60, smoke=5)]))
+    runner.run(choices(bench, LocalEngine(model), cases[: bench.pick(full=60, smoke=4)]))
     quick = compute.call(lambda: load(dtype="bf16"))
     runner.run(times(bench, [LocalEngine(quick) for _ in range(3)]))
 
@@ -279,6 +279,7 @@ async def choices(bench: Bench, engine: LocalEngine, cases: Sequence[Item]) -> N
             right["exact"].append(exact.text == item.answer)
             right["KVCOMM with the gate"].append(moved.text == item.answer)
     looks = [call.kl for call in comm.calls if call.kl is not None]
+    shares = [_entropy_share(call) for call in comm.calls if call.anchors]
     modes = [call.mode for call in comm.calls]
     bench.arm(
         "choices, gate on",
@@ -286,7 +287,7 @@ async def choices(bench: Bench, engine: LocalEngine, cases: Sequence[Item]) -> N
         calls_moved=modes.count("moved") / len(modes),
         looks=len(looks),
         kl_of_looks=float(np.mean(looks)) if looks else 0.0,
-        entropy_share=float(np.mean([_entropy_share(call) for call in comm.calls if call.anchors])),
+        entropy_share=float(np.mean(shares)) if shares else 1.0,
         **{f"accuracy_{name.split()[0].lower()}": float(np.mean(w)) for name, w in right.items()},
     )
     bench.verdict(
@@ -333,8 +334,8 @@ READERS = {
 
 async def times(bench: Bench, engines: Sequence[LocalEngine]) -> None:
     """Three agents read one document, each behind its own words; three ways to share."""
-    documents = texts(engines[0], bench.pick(full=14, smoke=5), 1000)
-    warm = bench.pick(full=4, smoke=3)
+    documents = texts(engines[0], bench.pick(full=14, smoke=3), bench.pick(full=1000, smoke=300))
+    warm = bench.pick(full=4, smoke=2)
     exact, ordered, engine = engines
     comm = KVComm(engine, CommPolicy(gated=False, gamma=1, size=warm))
     arms = {"exact prefix": exact, "reordered prompt": ordered, "KVCOMM": comm}
