@@ -22,6 +22,7 @@ from shoal.cli.runs import app as runs
 from shoal.cli.serve import serve
 from shoal.cli.settle import settle
 from shoal.cli.spgg import app as spgg
+from shoal.cli.train import app as train
 from shoal.core.errors import ShoalError
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app.command("settle")(settle)
 app.add_typer(hire, name="hire")
 app.add_typer(spgg, name="spgg")
 app.add_typer(peers, name="peers")
+app.add_typer(train, name="train")
 app.command("doctor")(doctor)
 app.command("reproduce")(reproduce)
 

@@ -1,0 +1,91 @@
+"""``shoal train``: learn from groups of episodes, go on after a stop, compare, look inside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from shoal.cli.console import console, print_json
+
+if TYPE_CHECKING:
+    from shoal.core.runs import Run
+    from shoal.training.run import Ended
+
+
+class _RunFileFirst(TyperGroup):
+    """``shoal train FILE.toml`` is ``shoal train run FILE.toml``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(help="Learn from groups of episodes.", no_args_is_help=True, cls=_RunFileFirst)
+
+JSON = typer.Option(False, "--json", help="Print the result as JSON.")
+SHOWN = ("success", "reward", "held_out.success", "tokens_per_second", "seconds.update")
+
+
+@app.command("run")
+def run(
+    file: Path = typer.Argument(help="The run file, TOML."),
+    iterations: int | None = typer.Option(None, min=1, help="In place of the file's."),
+    seed: int | None = typer.Option(None, help="In place of the file's."),
+    json: bool = JSON,
+) -> None:
+    """Train as a run file says."""
+    from shoal.training.config import read_run_file
+    from shoal.training.run import start
+
+    given = {"iterations": iterations, "seed": seed}
+    config = read_run_file(file).model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+    )
+    _train(start(config), json)
+
+
+@app.command("resume")
+def resume(
+    run_id: str = typer.Argument("last", metavar="RUN", help="A run's id, or last."),
+    json: bool = JSON,
+) -> None:
+    """Go on from a run's newest checkpoint, bit for bit."""
+    from shoal.core.runs import find_run
+
+    _train(find_run(run_id), json)
+
+
+def _train(run: Run, json: bool) -> None:
+    from shoal.training.run import train
+
+    quiet = json or not console.is_terminal
+    if not json:
+        console.print(f"run {run.id} in {run.folder}", highlight=False)
+
+    def show(done: int, of: int, metrics: Mapping[str, float]) -> None:
+        line = ", ".join(
+            f"{name.replace('_', ' ')} {metrics[name]:.3g}" for name in SHOWN if name in metrics
+        )
+        if not json and (not quiet or done in (0, of) or done % 10 == 0):
+            console.print(f"{done}/{of}  {line}", highlight=False)
+
+    _report(asyncio.run(train(run, on_iteration=show)), json)
+
+
+def _report(ended: Ended, json: bool) -> None:
+    if json:
+        print_json(
+            {"run": ended.run.id, "done": ended.done, "of": ended.of, "metrics": ended.metrics}
+        )
+    elif ended.done < ended.of:
+        console.print(
+            f"stopped after {ended.done} of {ended.of} iterations: "
+            f"shoal train resume {ended.run.id}",
+            highlight=False,
+        )

@@ -1,0 +1,122 @@
+"""A training run on disk: its folder, its metrics, its checkpoints, and going on after a stop.
+
+The folder holds ``config.toml``, ``metrics.jsonl``, ``checkpoints/``, ``log.sqlite`` with samples
+of the episodes, and ``tensorboard/`` where that is installed.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.core.errors import InputError
+from shoal.core.runs import Run, create_run
+from shoal.training.checkpoints import checkpoints, restore, save
+from shoal.training.config import RunConfig, parse_run
+from shoal.training.loop import Iteration, Trainer
+from shoal.training.metrics import Metrics
+from shoal.training.setup import build
+from shoal.training.trace import log_iteration
+
+OnIteration = Callable[[int, int, Mapping[str, float]], None]
+"""Called with iterations done, how many there are, and the metrics of the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Where a run stopped: at its end, or because it was interrupted."""
+
+    run: Run
+    done: int
+    of: int
+    metrics: Mapping[str, float]
+
+
+def start(config: RunConfig, *, root: Path | None = None) -> Run:
+    """A new run folder for this configuration; nothing is computed yet."""
+    return create_run(config.model_dump(mode="json", exclude_none=True), root=root)
+
+
+def config_of(run: Run) -> RunConfig:
+    """The run file a run was started with; raises :class:`InputError` for another kind of run."""
+    content = run.config()
+    if "environment" not in content or "algorithm" not in content:
+        raise InputError(f"Run {run.id} is no training run.")
+    return parse_run(content, f"The run {run.id}")
+
+
+async def train(
+    run: Run,
+    *,
+    trainer: Trainer | None = None,
+    on_iteration: OnIteration = lambda done, of, metrics: None,
+) -> Ended:
+    """Run to the end, from the newest checkpoint if there is one; an interrupt saves and stops."""
+    config = config_of(run)
+    trainer = trainer or build(config)
+    folder = run.folder / "checkpoints"
+    known = checkpoints(folder)
+    told: dict[str, float] = {}
+    if known:
+        restore(trainer, known[-1])
+        await trainer.sampler.update(trainer.policy)
+    else:
+        told |= trainer.warm_up()
+    with (
+        Metrics(run.folder, done=trainer.done if known else -1) as metrics,
+        run.log() as log,
+        _interrupts() as interrupted,
+    ):
+        if not known:
+            if config.evaluation.every:
+                told |= await trainer.evaluate()
+            metrics.write(0, told)
+            on_iteration(0, config.iterations, told)
+        while trainer.done < config.iterations and not interrupted():
+            iteration = await trainer.iterate()
+            told = dict(iteration.metrics)
+            if _due(config.evaluation.every, iteration, config):
+                told |= await trainer.evaluate()
+            metrics.write(iteration.number, told)
+            if _due(config.log_every, iteration, config):
+                log_iteration(log, iteration, trainer.policy)
+            if _due(config.checkpoint_every, iteration, config):
+                save(trainer, folder, keep=config.keep_checkpoints)
+            on_iteration(iteration.number, config.iterations, told)
+        if interrupted():
+            save(trainer, folder, keep=config.keep_checkpoints)
+    trainer.runner.close()
+    await trainer.sampler.close()
+    return Ended(run, trainer.done, config.iterations, told)
+
+
+def _due(every: int, iteration: Iteration, config: RunConfig) -> bool:
+    last = iteration.number == config.iterations
+    return bool(every) and (last or iteration.number % every == 0)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Whether the user has asked to stop; the iteration that is under way is finished first.
+
+    A second interrupt ends the process at once, as always.
+    """
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not on the main thread: somebody else listens
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,96 @@
+"""From a run file to a trainer: the one place where names become parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from shoal.core.errors import ConfigError
+from shoal.core.rng import seed_of
+from shoal.envs.catalog import open_environment
+from shoal.envs.protocol import Environment, Spells
+from shoal.training.config import RunConfig
+from shoal.training.context import Context
+from shoal.training.estimators import estimator
+from shoal.training.forward import Forward, distinct
+from shoal.training.loop import Trainer
+from shoal.training.optimiser import Optimiser, OptimiserOptions
+from shoal.training.policies import Policy, hub_policy, word_policy
+from shoal.training.rollout import GroupRunner, Reward
+from shoal.training.samplers import DirectSampler, Drawing, Sampler
+from shoal.training.update import Learner
+
+
+def build(
+    config: RunConfig,
+    *,
+    policy: Policy | None = None,
+    forward: Forward = distinct,
+    reward: Reward | None = None,
+    make: Callable[[], Environment] | None = None,
+) -> Trainer:
+    """The trainer of a run file; what is given is taken in place of what the file names.
+
+    Raises :class:`ConfigError` for names and options there are not.
+    """
+    estimate = estimator(config.algorithm.name, config.algorithm.options)
+    make = make or partial(open_environment, config.environment.name, config.environment.options)
+    env = make()
+    policy = policy or open_policy(config, env)
+    sampler = open_sampler(config, policy)
+    runner = GroupRunner(
+        make,
+        policy,
+        sampler,
+        context=Context(**config.context.model_dump()),
+        drawing=Drawing(config.sampler.max_tokens, config.sampler.temperature),
+        reward=reward,
+        keys=config.groups.keys,
+        retries=config.groups.retries,
+        seed=config.seed,
+    )
+    runner.give(env)
+    setting = config.optimiser
+    optimiser = Optimiser(
+        policy.trained,
+        OptimiserOptions(
+            lr=setting.lr,
+            weight_decay=setting.weight_decay,
+            max_norm=setting.max_norm,
+            warm_up=setting.warm_up,
+            schedule=setting.schedule,
+            steps=config.iterations * setting.epochs,
+        ),
+    )
+    reference = policy.frozen() if config.loss.kl != "none" else None
+    learner = Learner(
+        config, policy=policy, optimiser=optimiser, forward=forward, reference=reference
+    )
+    return Trainer(
+        config, policy=policy, sampler=sampler, runner=runner, estimate=estimate, learner=learner
+    )
+
+
+def open_policy(config: RunConfig, env: Environment) -> Policy:
+    """The policy a run file names; "words" is made for the environment's own vocabulary."""
+    part = config.policy
+    if part.model != "words":
+        return hub_policy(part.model, device=part.device)
+    if not isinstance(env, Spells):
+        raise ConfigError(
+            f"{env.name} does not say which words it uses, so that a policy of words cannot be "
+            "made for it: name a model with a tokenizer in policy.model."
+        )
+    return word_policy(
+        env.words(),
+        hidden=part.hidden,
+        layers=part.layers,
+        heads=part.heads,
+        context=part.context,
+        seed=seed_of(config.seed, "weights"),
+    )
+
+
+def open_sampler(config: RunConfig, policy: Policy) -> Sampler:
+    """The sampler a run file names."""
+    return DirectSampler(policy)

@@ -1,0 +1,116 @@
+"""Warm starts: noisy imitation of an environment's own expert, so that there is something to learn.
+
+From no success at all no group method learns; from a solved task none differs. The imitation stops
+at a wanted share of success, and the share it reached is part of the run's metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from shoal.core.errors import ConfigError
+from shoal.core.rng import generator
+from shoal.envs.protocol import Demonstrates, Environment
+from shoal.training.config import RunConfig
+from shoal.training.context import Context, Turn
+from shoal.training.forward import Forward
+from shoal.training.policies import Policy
+
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+ROWS = 256
+"""Rows of one update."""
+
+
+def demonstrate(
+    env: Environment,
+    policy: Policy,
+    context: Context,
+    tasks: Sequence[int],
+    noise: float,
+    seed: int,
+) -> list[Pair]:
+    """Prompts and actions of the expert, who errs with probability ``noise``.
+
+    What is imitated is what was done, errors included. Raises :class:`ConfigError` for an
+    environment without an expert.
+    """
+    if not isinstance(env, Demonstrates):
+        raise ConfigError(
+            f"{env.name} has no expert to imitate: leave warm_start out, or start from a model "
+            "that solves the task now and then."
+        )
+    pairs = []
+    for task in tasks:
+        rng = generator("demonstration", seed, task)
+        observation, past = env.reset(task), list[Turn]()
+        for _ in range(env.max_steps):
+            actions = env.admissible_actions()
+            wrong = rng.random() < noise
+            action = str(rng.choice(actions)) if wrong else env.expert_action()
+            tokens = policy.tokenizer.encode(action)
+            pairs.append(
+                (policy.encode(context.prompt(env, past, observation)), (*tokens, policy.end))
+            )
+            past.append(Turn(observation, action))
+            found = env.step(action)
+            observation = found.observation
+            if found.done:
+                break
+    return pairs
+
+
+def imitate(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    forward: Forward,
+    *,
+    updates: int,
+    lr: float,
+    max_tokens: int,
+    seed: int = 0,
+    on_update: Callable[[int], bool] = lambda done: False,
+) -> list[float]:
+    """Maximum likelihood on pairs; the loss of each update. Ends early where ``on_update`` says so.
+
+    Only the tokens that the sampler may draw are learned: with one token an answer, no end is.
+    """
+    optimiser = torch.optim.AdamW(policy.trained.values(), lr=lr, weight_decay=0.0)
+    losses: list[float] = []
+    for update in range(updates):
+        rng = generator("imitation", seed, update)
+        chosen = rng.integers(0, len(pairs), min(ROWS, len(pairs)))
+        prompts = [pairs[at][0] for at in chosen]
+        actions = [pairs[at][1][:max_tokens] for at in chosen]
+        loss = -forward(policy, prompts, actions).logp_A.mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        if on_update(update + 1):
+            break
+    return losses
+
+
+def warm_start(
+    config: RunConfig, policy: Policy, env: Environment, forward: Forward
+) -> list[float]:
+    """The warm start a run file asks for; losses, or nothing where it asks for none."""
+    part = config.warm_start
+    if not part.updates:
+        return []
+    first, last = config.environment.train
+    tasks = [first + at % (last - first) for at in range(part.tasks)]
+    pairs = demonstrate(
+        env, policy, Context(**config.context.model_dump()), tasks, part.noise, config.seed
+    )
+    return imitate(
+        policy,
+        pairs,
+        forward,
+        updates=part.updates,
+        lr=part.lr,
+        max_tokens=config.sampler.max_tokens,
+        seed=config.seed,
+    )
