@@ -122,4 +122,17 @@ def test_long_spans_are_read_in_pieces_for_few_rows(length: int) -> None:
     prefix = world.node(length, None)
     works = [Work(world.node(n, prefix), 0, n) for n in (1, 1, 5)]
     world.check(works)
-    assert max(span.pieces for span in StepAttention(works, world.pool)._spans) > 1
+    (level,) = StepAttention(works, world.pool)._levels
+    assert max(len(span.keys[0]) for span in level.spans) > 1
+
+
+def test_spans_of_different_readers_are_merged_as_one_level() -> None:
+    world = World()
+    first, second = world.node(300, None), world.node(200, None)
+    below = world.node(100, second)
+    works = [Work(world.node(3, first), 0, 3) for _ in range(3)]
+    works += [Work(world.node(2, below), 0, 2) for _ in range(2)]
+    works += [Work(world.node(2, second), 0, 2)]
+    world.check(works)
+    levels = StepAttention(works, world.pool)._levels
+    assert [[len(span.rows) for span in level.spans] for level in levels] == [[9, 6], [4]]

@@ -4,11 +4,12 @@ The rows of a step belong to pieces of work: a run of tokens of one node of the 
 row sees the spans above it, the earlier tokens of its own node, and its own run causally. Spans
 seen by several rows are read once, with the queries stacked; short spans seen by one run only are
 gathered into one padded batch. The partial results of a row are merged by their log-sum-exp,
-which is exact (Milakov and Gimelshein, arXiv 1805.02867; cascade inference merges the same way).
+which is exact (Milakov and Gimelshein, arXiv 1805.02867; cascade inference merges the same way);
+spans that no row shares with another span are merged at once, as one level.
 
 Shapes: T rows of the step, H query heads, K key-value heads, G = H / K, d head size,
-N slots, R rows of one part, W pieces of work, C their padded length, L padded span length,
-S pieces of a span, r = R G.
+N slots, n layers, R rows of one part, W pieces of work, C their padded length, L padded span
+length, S pieces of a span, r = R G.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from shoal.engine.tree import Node
 
 SHORT_SPAN = 32  # below this a call of its own costs more than a copy for every reader
 LONG_SPAN = 1024  # from here on a view of one's own is cheaper than a place in a padded batch
-SHORT_RUN = 32  # runs up to this length share a padded batch
 SPLIT_ROWS = 64  # up to this many rows a long span is cut, so that every core has work
+SHORT_RUN = 32  # runs up to this length share a padded batch
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 Rows = slice | torch.Tensor
@@ -41,12 +42,20 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Slots ``start .. start + length``, all visible to all of ``rows``; read in equal pieces."""
+    """Slots all visible to all of ``rows``: views [S, K, L, d] of every layer's keys and values."""
 
-    start: int
-    length: int
+    rows: Sequence[int]
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """Spans of which every row sees at most one: read one by one, merged at once."""
+
+    spans: list[_Span]
     rows: Rows
-    pieces: int = 1
+    counts: list[int]  # rows of each span
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +104,16 @@ class StepAttention:
                     private[user].append(span)
             else:
                 shared.setdefault(tuple(users), []).append(span)
-        self._spans: list[_Span] = []
-        for readers, spans in shared.items():
+        spans: list[_Span] = []
+        for readers, places in shared.items():
             rows = _rows_of(readers, works, first_row)
-            for start, length in _joined(spans):
+            for start, length in _joined(places):
                 pieces = _pieces(length, [works[i].count for i in readers])
                 if rest := length % pieces:
                     for i in readers:
                         private[i].append((start + length - rest, rest))
-                self._spans.append(_Span(start, length - rest, rows, pieces))
+                spans.append(self._span(rows, start, length - rest, pieces))
+        self._levels = _levels(spans)
 
         batches: dict[int, list[int]] = {}
         for index, work in enumerate(works):
@@ -187,32 +197,68 @@ class StepAttention:
             out_TKGd[part.rows] = out_RKGd
             lse_TKG[part.rows] = lse_RKG
 
-        for span in self._spans:
-            seen_RKGd, seen_RKG = self._read(span, slab_N2Kd, q_TKGd[span.rows])
-            out_RKGd, lse_RKG = out_TKGd[span.rows], lse_TKG[span.rows]  # views of a slice
+        for level in self._levels:
+            seen_RKGd, seen_RKG = _read(level, layer, q_TKGd[level.rows])
+            out_RKGd, lse_RKG = out_TKGd[level.rows], lse_TKG[level.rows]  # views of a slice
             out_RKGd.lerp_(seen_RKGd, torch.sigmoid(seen_RKG - lse_RKG).to(q_THd.dtype)[..., None])
             torch.logaddexp(lse_RKG, seen_RKG, out=lse_RKG)
-            if not isinstance(span.rows, slice):
-                out_TKGd[span.rows], lse_TKG[span.rows] = out_RKGd, lse_RKG
+            if not isinstance(level.rows, slice):
+                out_TKGd[level.rows], lse_TKG[level.rows] = out_RKGd, lse_RKG
         return out_TKGd.view(T, H, d)
 
-    @staticmethod
-    def _read(
-        span: _Span, slab_N2Kd: torch.Tensor, q_RKGd: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention of stacked queries over one span: [R, K, G, d] and its lse [R, K, G]."""
-        R, K, G, d = q_RKGd.shape
-        S, slots = span.pieces, slice(span.start, span.start + span.length)
-        k_SKLd, v_SKLd = slab_N2Kd[slots].view(S, -1, 2, K, d).transpose(1, 3).unbind(2)
-        q_SKrd = q_RKGd.transpose(0, 1).reshape(1, K, R * G, d).expand(S, K, R * G, d)
-        out_SKrd, lse_SKr = _flash(q_SKrd, k_SKLd, v_SKLd, 0.0, False)
-        if S > 1:
-            lse_Kr = lse_SKr.logsumexp(0)
-            share_SKr = (lse_SKr - lse_Kr).exp()
-            out_Krd = (out_SKrd * share_SKr[..., None]).sum(0).to(q_RKGd.dtype)
-        else:
-            out_Krd, lse_Kr = out_SKrd[0], lse_SKr[0]
-        return out_Krd.view(K, R, G, d).transpose(0, 1), lse_Kr.view(K, R, G).transpose(0, 1)
+    def _span(self, rows: Sequence[int], start: int, length: int, pieces: int) -> _Span:
+        """Views are made once for all layers: many small spans cost more views than reading."""
+        slab_nL2Kd = self._pool.slab[:, start : start + length]
+        k_nSKLd, v_nSKLd = slab_nL2Kd.unflatten(1, (pieces, -1)).transpose(2, 4).unbind(3)
+        return _Span(rows, k_nSKLd.unbind(0), v_nSKLd.unbind(0))
+
+
+def _read(level: _Level, layer: int, q_RKGd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of a level's rows over its spans: [R, K, G, d] and its lse [R, K, G]."""
+    outs, lses = [], []
+    for span, q_rKGd in zip(level.spans, q_RKGd.split_with_sizes(level.counts), strict=True):
+        out_rKGd, lse_rKG = _read_span(span.keys[layer], span.values[layer], q_rKGd)
+        outs.append(out_rKGd)
+        lses.append(lse_rKG)
+    if len(outs) == 1:
+        return outs[0], lses[0]
+    return torch.cat(outs), torch.cat(lses)
+
+
+def _read_span(
+    k_SKLd: torch.Tensor, v_SKLd: torch.Tensor, q_RKGd: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of stacked queries over one span: [R, K, G, d] and its lse [R, K, G]."""
+    R, K, G, d = q_RKGd.shape
+    S = len(k_SKLd)
+    if R == S == 1:
+        out_1KGd, lse_1KG = _flash(q_RKGd, k_SKLd, v_SKLd, 0.0, False)
+        return out_1KGd, lse_1KG
+    q_SKrd = q_RKGd.transpose(0, 1).reshape(1, K, R * G, d).expand(S, K, R * G, d)
+    out_SKrd, lse_SKr = _flash(q_SKrd, k_SKLd, v_SKLd, 0.0, False)
+    if S > 1:
+        lse_Kr = lse_SKr.logsumexp(0)
+        share_SKr = (lse_SKr - lse_Kr).exp()
+        out_Krd = (out_SKrd * share_SKr[..., None]).sum(0).to(q_RKGd.dtype)
+    else:
+        out_Krd, lse_Kr = out_SKrd[0], lse_SKr[0]
+    return out_Krd.view(K, R, G, d).transpose(0, 1), lse_Kr.view(K, R, G).transpose(0, 1)
+
+
+def _levels(spans: list[_Span]) -> list[_Level]:
+    """Every span in the first level in which its rows are still free."""
+    levels: list[list[_Span]] = []
+    taken: dict[int, int] = {}  # row -> levels it has a span in or before
+    for span in sorted(spans, key=lambda span: span.rows[0]):
+        level = max(taken.get(row, 0) for row in span.rows)
+        taken.update(dict.fromkeys(span.rows, level + 1))
+        if level == len(levels):
+            levels.append([])
+        levels[level].append(span)
+    return [
+        _Level(each, _rows([row for s in each for row in s.rows]), [len(s.rows) for s in each])
+        for each in levels
+    ]
 
 
 def _pieces(length: int, counts: list[int]) -> int:
@@ -249,8 +295,8 @@ def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def _rows_of(users: tuple[int, ...], works: Sequence[Work], first_row: list[int]) -> Rows:
-    return _rows([row for i in users for row in range(first_row[i], first_row[i] + works[i].count)])
+def _rows_of(users: tuple[int, ...], works: Sequence[Work], first_row: list[int]) -> Sequence[int]:
+    return [row for i in users for row in range(first_row[i], first_row[i] + works[i].count)]
 
 
 def _rows(rows: list[int]) -> Rows:
