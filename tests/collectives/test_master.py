@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from shoal.collectives import master, simulator
-from shoal.collectives.master import Joined, Kick, Left, MasterState, Said, Send, Waited, step
+from shoal.collectives import consensus, simulator
+from shoal.collectives.events import Joined, Kick, Left, MasterState, Said, Send, Waited
+from shoal.collectives.master import step
 from shoal.collectives.packets import (
     Aborting,
     Address,
@@ -34,6 +35,7 @@ from shoal.collectives.packets import (
     Vote,
 )
 from shoal.collectives.simulator import Simulation, Violation, check_state
+from shoal.collectives.turn import Turn
 
 LOCAL = Address("127.0.0.1", 1, 2, 3)
 
@@ -330,7 +332,7 @@ def test_peers_that_could_not_reach_each_other_are_refused():
 
 
 def test_after_a_restart_the_peers_of_the_journal_are_waited_for():
-    journal = master.MasterState(
+    journal = MasterState(
         {0: simulator.Group(next_revision=4, expected=frozenset({"a", "b", "c"}))}
     )
     table = Table(journal)
@@ -346,7 +348,7 @@ def test_random_schedules_keep_every_promise(block):
         Simulation(seed).run()
 
 
-def broken_leave(turn: Any, peer: str, reason: str) -> None:
+def broken_leave(turn: Turn, peer: str, reason: str) -> None:
     """A master that forgets to end the epoch when a peer leaves."""
     member = turn.group.members.pop(peer)
     turn.home.pop(peer, None)
@@ -366,13 +368,13 @@ def test_the_simulator_finds_a_master_that_forgets_something(monkeypatch):
         return None
 
     mutants = {
-        "remove": broken_leave,
-        "answer_pending": lambda turn: None,
-        "finish_sync": lambda turn: None,
-        "found": lambda turn: None,
+        (Turn, "remove"): broken_leave,
+        (consensus, "answer_pending"): lambda turn: None,
+        (consensus, "finish_sync"): lambda turn: None,
+        (consensus, "admit_first"): lambda turn: None,
     }
-    for name, mutant in mutants.items():
+    for (place, name), mutant in mutants.items():
         with monkeypatch.context() as patch:
-            patch.setattr(master._Turn, name, mutant)
+            patch.setattr(place, name, mutant)
             assert first_violation() is not None, f"{name} can be broken without notice"
     assert first_violation() is None

@@ -32,6 +32,8 @@ SHARE = 8
 """A chunk has that many blocks, so that it moves on while it arrives, but none below 64 KiB."""
 QUANTIZED_BLOCK = 64 << 10
 """Elements of a quantised block, which has a range of its own."""
+HELD = 4
+"""Blocks that wait in memory of their own until they are sent on; more wait in the output."""
 LANE = 128 << 10
 """Bytes below which another lane does not pay."""
 
@@ -86,14 +88,12 @@ class Lane:
         self._ahead = len(blocks[r])  # own blocks, which wait for nothing
         self.sent = self.received = self.tx_bytes = self.rx_bytes = 0
         longest = max((b - a for _, a, b in self._recvs), default=0)
-        bytes_ = room(longest, src.dtype) if quantized else longest * src.itemsize
-        self._staging = memoryview(bytearray(bytes_))
-        self._staged = np.frombuffer(self._staging, src.dtype, longest)
+        self._room = room(longest, src.dtype) if quantized else longest * src.itemsize
         self._src_bytes, self._dst_bytes = src.view(np.uint8).data, dst.view(np.uint8).data
-        self._out = memoryview(bytearray(bytes_ if quantized else 0))
-        self._spare = np.empty(longest if quantized else 0, src.dtype)
-        self._forward: deque[bytes] = deque()
-        self._received_bytes = 0
+        self._out = memoryview(bytearray(self._room if quantized else 0))
+        self._spare: list[_Cell] = []
+        self._coming: _Cell | None = None
+        self._onward: deque[_Cell | None] = deque()  # received and to be sent; None: from dst
 
     @property
     def done(self) -> bool:
@@ -117,23 +117,30 @@ class Lane:
     def outgoing(self) -> memoryview:
         """The next block as bytes; valid until :meth:`block_sent`."""
         place, a, b = self._sends[self.sent]
-        w = self._plan.world
+        cell = self._onward[0] if place else None
         if self._plan.quantization == "none":
             item = self._src.itemsize
-            view = (self._dst_bytes if place else self._src_bytes)[a * item : b * item]
-        elif place < w:
+            if cell is not None:
+                view = cell.bytes[: cell.size]
+            else:
+                view = (self._dst_bytes if place else self._src_bytes)[a * item : b * item]
+        elif place < self._plan.world:
             source = self._dst if place else self._src
-            size = encode(source[a:b], self._plan.quantization, self._out)
+            values = source[a:b] if cell is None else cell.values[: b - a]
+            size = encode(values, self._plan.quantization, self._out)
             view = self._out[:size]
-            if place == w - 1:  # the owner keeps what all others will have
+            if place == self._plan.world - 1:  # the owner keeps what all others will have
                 decode(view, self._dst[a:b])
         else:
-            view = memoryview(self._forward.popleft())
+            assert cell is not None, "a finished block goes on as it came"
+            view = cell.bytes[: cell.size]
         self.tx_bytes += len(view)
         return view
 
     def block_sent(self) -> None:
         """The block of :meth:`outgoing` has gone out."""
+        if self._sends[self.sent][0] and (cell := self._onward.popleft()) is not None:
+            self._spare.append(cell)
         self.sent += 1
 
     def incoming(self, length: int) -> memoryview:
@@ -142,38 +149,69 @@ class Lane:
         if self.received == len(self._recvs):
             raise WireError("A block comes after the last one of its operation.")
         place, a, b = self._recvs[self.received]
+        item = self._src.itemsize
         if self._plan.quantization != "none":
-            if length > len(self._staging):
+            if length > self._room:
                 raise WireError(f"A block of {length} bytes is announced, too many here.")
-            self._received_bytes = length
-            return self._staging[:length]
-        if length != (b - a) * self._src.itemsize:
+        elif length != (b - a) * item:
             raise WireError(f"A block of {length} bytes is announced, not of {b - a} elements.")
-        if place < self._plan.world - 1:
-            return self._staging[:length]
-        return self._dst_bytes[a * self._src.itemsize : b * self._src.itemsize]
+        elif place >= self._plan.world - 1:
+            return self._dst_bytes[a * item : b * item]
+        self._coming = self._cell()
+        self._coming.size = length
+        return self._coming.bytes[:length]
 
     def block_received(self) -> None:
         """The bytes asked for by :meth:`incoming` are there: reduce them, or keep them."""
-        plan = self._plan
         place, a, b = self._recvs[self.received]
-        quantized = plan.quantization != "none"
-        if place < plan.world - 1:
-            if quantized:
-                got = self._spare[: b - a]
-                decode(self._staging[: self._received_bytes], got)
+        cell, self._coming = self._coming, None
+        if cell is not None:
+            if place < self._plan.world - 1:
+                cell = self._reduced(cell, place, a, b)
             else:
-                got = self._staged[: b - a]
-            out = self._dst[a:b]
-            plan.reduce(self._src[a:b], got, out)
-            if plan.divide is not None and place == plan.world - 2:
-                plan.divide(out)
-        elif quantized:
-            block = self._staging[: self._received_bytes]
-            decode(block, self._dst[a:b])
-            if place < 2 * plan.world - 3:
-                self._forward.append(bytes(block))
+                decode(cell.bytes[: cell.size], self._dst[a:b])
         self.received += 1
+        if place < 2 * self._plan.world - 3:
+            self._onward.append(cell)
+        elif cell is not None:
+            self._spare.append(cell)
+
+    def _reduced(self, cell: _Cell, place: int, a: int, b: int) -> _Cell | None:
+        """Reduce a block into the cell it came in, which goes on while it is in the cache.
+
+        A finished block, and one that many others wait before, goes to ``dst`` instead.
+        """
+        plan = self._plan
+        if plan.quantization != "none":
+            block, cell = cell, self._cell()
+            decode(block.bytes[: block.size], cell.values[: b - a])
+            self._spare.append(block)
+        got = cell.values[: b - a]
+        finished = place == plan.world - 2
+        keep = not finished and len(self._onward) < HELD
+        out = got if keep else self._dst[a:b]
+        plan.reduce(self._src[a:b], got, out)
+        if finished and plan.divide is not None:
+            plan.divide(out)
+        if keep:
+            return cell
+        self._spare.append(cell)
+        return None
+
+    def _cell(self) -> _Cell:
+        return self._spare.pop() if self._spare else _Cell(self._room, self._src.dtype)
+
+
+class _Cell:
+    """Memory for one block, as ``bytes`` and as ``values``; ``size`` bytes of it came in."""
+
+    __slots__ = ("bytes", "size", "values")
+
+    def __init__(self, room: int, dtype: np.dtype[Any]) -> None:
+        memory = np.empty(room, np.uint8)
+        self.bytes: memoryview = memory.data
+        self.values: Array = memory[: room - room % dtype.itemsize].view(dtype)
+        self.size = 0
 
 
 def reduce_in_memory(

@@ -19,9 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from shoal.collectives.errors import Refused, WireError
-from shoal.collectives.group import Group
-from shoal.collectives.hello import NONCE, PROOF, check_answer, greeting
-from shoal.collectives.master import (
+from shoal.collectives.events import (
     Event,
     Joined,
     Kick,
@@ -31,8 +29,10 @@ from shoal.collectives.master import (
     Said,
     Send,
     Waited,
-    step,
 )
+from shoal.collectives.group import Group
+from shoal.collectives.hello import NONCE, PROOF, check_answer, greeting
+from shoal.collectives.master import step
 from shoal.collectives.packets import (
     LENGTH,
     Address,

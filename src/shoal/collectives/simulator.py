@@ -14,8 +14,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.collectives.group import FREE, LINKING, Group, Phase, State
-from shoal.collectives.master import (
+from shoal.collectives.events import (
     Joined,
     Kick,
     Left,
@@ -23,8 +22,9 @@ from shoal.collectives.master import (
     Outgoing,
     Said,
     Send,
-    step,
 )
+from shoal.collectives.group import FREE, LINKING, Group, Phase, State
+from shoal.collectives.master import step
 from shoal.collectives.packets import (
     Aborting,
     Address,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal.collectives.events import MasterState
 from shoal.collectives.group import Group
-from shoal.collectives.master import MasterState
 
 
 def describe(run: str, state: MasterState) -> dict[str, Any]:
