@@ -81,11 +81,15 @@ def _train(run: Run, json: bool) -> None:
 def _report(ended: Ended, json: bool) -> None:
     if json:
         print_json(
-            {"run": ended.run.id, "done": ended.done, "of": ended.of, "metrics": ended.metrics}
+            {
+                "run": ended.run.id,
+                "done": ended.done,
+                "finished": ended.finished,
+                "metrics": ended.metrics,
+            }
         )
-    elif ended.done < ended.of:
+    elif not ended.finished:
         console.print(
-            f"stopped after {ended.done} of {ended.of} iterations: "
-            f"shoal train resume {ended.run.id}",
+            f"stopped after {ended.done} iterations: shoal train resume {ended.run.id}",
             highlight=False,
         )

@@ -13,6 +13,7 @@ from shoal.envs.protocol import Environment
 ENVIRONMENTS: Mapping[str, str] = {
     "taxi": "shoal.envs.toy_text:Taxi",
     "frozen-lake": "shoal.envs.toy_text:FrozenLake",
+    "minigrid": "shoal.envs.minigrid:MiniGrid",
 }
 """Names, and where their classes are."""
 

@@ -155,10 +155,11 @@ class EvaluationPart(_Part):
 
 
 class RunConfig(_Part):
-    """A run file."""
+    """A run file. It ends after its iterations, or when ``env_steps`` have been taken."""
 
     seed: int = 0
     iterations: int = Field(default=20, ge=1)
+    env_steps: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=10, ge=0)
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=5, ge=0)

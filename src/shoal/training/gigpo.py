@@ -5,7 +5,7 @@ A = A^E + ω A^S, where A^E compares an episode with its group, and A^S compares
 returns of all visits to one state by the group's episodes ("anchor groups"). One pass over rows.
 
 Departures: the state is what the environment says it is, not the text of the observation (text
-that is similar may be matched with ``similar``); A^E takes its statistics over episodes, as the
+that is similar may be matched by ``anchored``); A^E takes its statistics over episodes, as the
 paper has it, not over rows, as its code does (``over="rows"``); a penalty for actions that were not
 understood stays with their row, as in its code.
 
@@ -15,8 +15,9 @@ Shapes: R rows, G groups.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -83,27 +84,27 @@ def anchor_stats(batch: Batch) -> dict[str, float]:
     }
 
 
-def similar(rows: Sequence[Row], threshold: float = 0.9) -> list[Row]:
-    """Rows whose text keys are replaced by that of the first similar one of their group.
+def anchored(
+    rows: Sequence[Row], keys: Literal["state", "observation"], threshold: float | None = None
+) -> Sequence[Row]:
+    """Rows whose key is what anchors them: the state, what was seen, or what is similar to it.
 
-    For observations that hardly ever repeat (the paper's similarity mode): two texts match where
-    difflib's ratio is at least ``threshold``; the first cluster whose first member matches is
-    taken. Quadratic in the number of different keys. Raises ``ValueError`` for keys that are no
-    text.
+    With a ``threshold``, for observations that hardly ever repeat (the paper's similarity mode),
+    an observation is named by the first of its group with which difflib's ratio is at least that;
+    quadratic in the number of different ones.
     """
+    if keys == "state" and threshold is None:
+        return rows
+    if threshold is None:
+        return [replace(row, state_key=row.observation) for row in rows]
     first: dict[tuple[str, str], list[str]] = {}
-    found: dict[tuple[str, str, Hashable], str] = {}
-    merged = []
+    found: dict[tuple[str, str, str], str] = {}
     for row in rows:
-        if not isinstance(row.state_key, str):
-            raise ValueError(f"Only keys that are text can be similar, not {row.state_key!r}.")
-        group = (row.task, row.agent)
-        key = (*group, row.state_key)
+        key = (row.task, row.agent, row.observation)
         if key not in found:
-            known = first.setdefault(group, [])
-            found[key] = _cluster(row.state_key, known, threshold)
-        merged.append(replace(row, state_key=found[key]))
-    return merged
+            known = first.setdefault(key[:2], [])
+            found[key] = _cluster(row.observation, known, threshold)
+    return [replace(row, state_key=found[row.task, row.agent, row.observation]) for row in rows]
 
 
 def _cluster(text: str, known: list[str], threshold: float) -> str:

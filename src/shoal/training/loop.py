@@ -16,11 +16,12 @@ import numpy as np
 
 from shoal.core.errors import ShoalError
 from shoal.core.rng import generator
+from shoal.envs.aliasing import aliasing
 from shoal.training.advantage import Advantages
 from shoal.training.config import RunConfig
 from shoal.training.correction import fresh
 from shoal.training.estimators import Estimator, settle_degenerate
-from shoal.training.gigpo import similar
+from shoal.training.gigpo import anchored
 from shoal.training.policies import Policy
 from shoal.training.rollout import GroupRunner, Rollout
 from shoal.training.rows import Row, batch_of
@@ -61,13 +62,19 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """How far training is, from 0 to 1."""
-        return self.done / self.config.iterations
+        """How far training is, from 0 to 1: by iterations, or by steps where these are limited."""
+        limit = self.config.env_steps
+        by_steps = self.env_steps / limit if limit else 0.0
+        return min(1.0, max(self.done / self.config.iterations, by_steps))
 
-    def warm_up(self) -> dict[str, float]:
-        """The warm start the run file asks for, if any."""
-        losses = warm_start(self.config, self.policy, self.runner.environment, self.learner.forward)
-        return {"warm_start.loss": losses[-1]} if losses else {}
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.progress >= 1
+
+    async def warm_up(self) -> dict[str, float]:
+        """The warm start the run file asks for, if any; what came of it."""
+        return await warm_start(self.config, self.policy, self.runner, self.learner.forward)
 
     async def iterate(self) -> Iteration:
         """Play, credit, learn, serve.
@@ -131,11 +138,13 @@ class Trainer:
                 f"All {len(rollout.rows)} rows are more than {max_lag} updates old: raise "
                 "correction.max_lag, or sample more often."
             )
-        if groups.similar is not None:
-            rows = similar(rows, groups.similar)
+        told |= aliasing(
+            [(row.task, row.observation) for row in rows], [row.state_key for row in rows]
+        ).told
+        anchors = anchored(rows, groups.keys, groups.similar)
         env = self.runner.environment
         batch = batch_of(
-            self.learner.penalised(rows),
+            self.learner.penalised(anchors),
             reward_min=env.reward_min,
             answers=env.answers,
             environment=env.name,

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from shoal.core.errors import ShoalError
 from shoal.core.rng import seed_of
@@ -27,7 +27,6 @@ Reward = Callable[[Environment, str, Transition, float], Transition]
 """Scores a step in place of its environment: environment, the answer's text, what the environment
 said, progress of training from 0 to 1."""
 
-Keys = Literal["state", "observation"]
 T = TypeVar("T")
 
 
@@ -105,8 +104,7 @@ class _Attempt:
 class GroupRunner:
     """Plays K tasks × N episodes. A task is a seed of the environment.
 
-    keys     "state" groups steps by the environment's key, "observation" by what was seen
-    retries  how often an episode that crashed is played again
+    ``retries`` is how often an episode that crashed is played again.
     """
 
     def __init__(
@@ -118,14 +116,13 @@ class GroupRunner:
         context: Context = Context(),
         drawing: Drawing = Drawing(),
         reward: Reward | None = None,
-        keys: Keys = "state",
         retries: int = 1,
         seed: int = 0,
     ) -> None:
         self.policy, self.sampler = policy, sampler
         self.context, self.drawing = context, drawing
         self._make, self._reward = make, reward
-        self._keys, self._retries, self._seed = keys, retries, seed
+        self._retries, self._seed = retries, seed
         self._idle: list[Environment] = []
 
     def give(self, env: Environment) -> None:
@@ -246,7 +243,8 @@ class GroupRunner:
                     action=sample.tokens,
                     logprobs=sample.logprobs,
                     reward=done.reward,
-                    state_key=key if self._keys == "state" else observation,
+                    state_key=key,
+                    observation=observation,
                     version=sample.version,
                     valid=done.valid and action is not None,
                     parts=done.parts,

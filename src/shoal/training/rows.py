@@ -31,7 +31,8 @@ class Row:
     action     token ids it answered, the end of the answer included
     logprobs   the sampler's, one per token of the action, after temperature, before truncation
     version    of the weights that sampled it
-    state_key  the state it acted in, before the action
+    state_key  the state it acted in, before the action, as the environment names it
+    observation  what was seen of that state
     reward     of this step
     valid      whether the environment understood the action
     answer     the episode's final answer; None where it cannot be read
@@ -46,6 +47,7 @@ class Row:
     logprobs: tuple[float, ...]
     reward: float
     state_key: Hashable = None
+    observation: str = ""
     agent: str = ""
     version: int = 0
     valid: bool = True

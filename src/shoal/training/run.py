@@ -31,7 +31,7 @@ class Ended:
 
     run: Run
     done: int
-    of: int
+    finished: bool
     metrics: Mapping[str, float]
 
 
@@ -64,7 +64,7 @@ async def train(
         restore(trainer, known[-1])
         await trainer.sampler.update(trainer.policy)
     else:
-        told |= trainer.warm_up()
+        told |= await trainer.warm_up()
     with (
         Metrics(run.folder, done=trainer.done if known else -1) as metrics,
         run.log() as log,
@@ -75,27 +75,26 @@ async def train(
                 told |= await trainer.evaluate()
             metrics.write(0, told)
             on_iteration(0, config.iterations, told)
-        while trainer.done < config.iterations and not interrupted():
+        while not trainer.ended and not interrupted():
             iteration = await trainer.iterate()
             told = dict(iteration.metrics)
-            if _due(config.evaluation.every, iteration, config):
+            if _due(config.evaluation.every, iteration, trainer):
                 told |= await trainer.evaluate()
             metrics.write(iteration.number, told)
-            if _due(config.log_every, iteration, config):
+            if _due(config.log_every, iteration, trainer):
                 log_iteration(log, iteration, trainer.policy)
-            if _due(config.checkpoint_every, iteration, config):
+            if _due(config.checkpoint_every, iteration, trainer):
                 save(trainer, folder, keep=config.keep_checkpoints)
             on_iteration(iteration.number, config.iterations, told)
         if interrupted():
             save(trainer, folder, keep=config.keep_checkpoints)
     trainer.runner.close()
     await trainer.sampler.close()
-    return Ended(run, trainer.done, config.iterations, told)
+    return Ended(run, trainer.done, trainer.ended, told)
 
 
-def _due(every: int, iteration: Iteration, config: RunConfig) -> bool:
-    last = iteration.number == config.iterations
-    return bool(every) and (last or iteration.number % every == 0)
+def _due(every: int, iteration: Iteration, trainer: Trainer) -> bool:
+    return bool(every) and (trainer.ended or iteration.number % every == 0)
 
 
 @contextmanager

@@ -45,7 +45,6 @@ def build(
         context=Context(**config.context.model_dump()),
         drawing=Drawing(config.sampler.max_tokens, config.sampler.temperature),
         reward=reward,
-        keys=config.groups.keys,
         retries=config.groups.retries,
         seed=config.seed,
     )

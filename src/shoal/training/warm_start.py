@@ -6,7 +6,7 @@ at a wanted share of success, and the share it reached is part of the run's metr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -17,10 +17,13 @@ from shoal.training.config import RunConfig
 from shoal.training.context import Context, Turn
 from shoal.training.forward import Forward
 from shoal.training.policies import Policy
+from shoal.training.rollout import GroupRunner
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 ROWS = 256
 """Rows of one update."""
+PROBE = 10
+"""Updates between two looks at the success, where the run file says when to stop."""
 
 
 def demonstrate(
@@ -70,15 +73,15 @@ def imitate(
     lr: float,
     max_tokens: int,
     seed: int = 0,
-    on_update: Callable[[int], bool] = lambda done: False,
-) -> list[float]:
-    """Maximum likelihood on pairs; the loss of each update. Ends early where ``on_update`` says so.
+    first: int = 0,
+) -> float:
+    """Maximum likelihood on pairs; the last update's loss. Updates are numbered from ``first``.
 
     Only the tokens that the sampler may draw are learned: with one token an answer, no end is.
     """
     optimiser = torch.optim.AdamW(policy.trained.values(), lr=lr, weight_decay=0.0)
-    losses: list[float] = []
-    for update in range(updates):
+    told = 0.0
+    for update in range(first, first + updates):
         rng = generator("imitation", seed, update)
         chosen = rng.integers(0, len(pairs), min(ROWS, len(pairs)))
         prompts = [pairs[at][0] for at in chosen]
@@ -87,30 +90,41 @@ def imitate(
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        losses.append(float(loss.detach()))
-        if on_update(update + 1):
-            break
-    return losses
+        told = float(loss.detach())
+    return told
 
 
-def warm_start(
-    config: RunConfig, policy: Policy, env: Environment, forward: Forward
-) -> list[float]:
-    """The warm start a run file asks for; losses, or nothing where it asks for none."""
+async def warm_start(
+    config: RunConfig, policy: Policy, runner: GroupRunner, forward: Forward
+) -> dict[str, float]:
+    """The warm start a run file asks for, and what came of it; nothing where it asks for none."""
     part = config.warm_start
     if not part.updates:
-        return []
+        return {}
     first, last = config.environment.train
     tasks = [first + at % (last - first) for at in range(part.tasks)]
-    pairs = demonstrate(
-        env, policy, Context(**config.context.model_dump()), tasks, part.noise, config.seed
-    )
-    return imitate(
-        policy,
-        pairs,
-        forward,
-        updates=part.updates,
-        lr=part.lr,
-        max_tokens=config.sampler.max_tokens,
-        seed=config.seed,
-    )
+    env, context = runner.environment, runner.context
+    pairs = demonstrate(env, policy, context, tasks, part.noise, config.seed)
+    done, loss, success = 0, 0.0, 0.0
+    while done < part.updates:
+        count = min(PROBE, part.updates - done) if part.until else part.updates
+        loss = imitate(
+            policy,
+            pairs,
+            forward,
+            updates=count,
+            lr=part.lr,
+            max_tokens=config.sampler.max_tokens,
+            seed=config.seed,
+            first=done,
+        )
+        done += count
+        found = await runner.run(tasks, 1, name=("warm start", done))
+        success = sum(one.solved for one in found.played) / len(found.played)
+        if part.until is not None and success >= part.until:
+            break
+    return {
+        "warm_start.loss": loss,
+        "warm_start.updates": float(done),
+        "warm_start.success": success,
+    }
