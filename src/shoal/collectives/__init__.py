@@ -16,9 +16,11 @@ from shoal.collectives.errors import (
     TooFewPeers,
     WireError,
 )
+from shoal.collectives.exchange import SyncInfo
 from shoal.collectives.kernels import Op
 from shoal.collectives.packets import Strategy
-from shoal.collectives.peer import Communicator, Handle, ReduceInfo, SyncInfo
+from shoal.collectives.peer import Communicator
+from shoal.collectives.reducing import Handle, ReduceInfo
 from shoal.collectives.serve import Master, MasterThread
 from shoal.collectives.state import SharedState
 

@@ -16,9 +16,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from shoal.collectives.exchange import SyncInfo
 from shoal.collectives.kernels import Array, Op
-from shoal.collectives.peer import Communicator, ReduceInfo, SyncInfo
+from shoal.collectives.peer import Communicator
 from shoal.collectives.quantize import Quantization
+from shoal.collectives.reducing import ReduceInfo
 from shoal.collectives.state import SharedState
 from shoal.core.errors import ConfigError, MissingExtra, nearest
 

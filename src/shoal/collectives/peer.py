@@ -13,129 +13,36 @@ input as it was; :meth:`Communicator.all_reduce_many` calls again by itself.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shoal.collectives import services
-from shoal.collectives.engine import Engine, Flight
-from shoal.collectives.errors import (
-    Aborted,
-    CollectiveError,
-    MasterLost,
-    Refused,
-    StateError,
-    TagInUse,
-    TooFewPeers,
-)
-from shoal.collectives.hello import greet
-from shoal.collectives.kernels import FLOATS, Op, division, reduction
+from shoal.collectives.engine import Engine
+from shoal.collectives.errors import CollectiveError
+from shoal.collectives.exchange import Exchange, SyncInfo
+from shoal.collectives.joining import register
+from shoal.collectives.kernels import Op
 from shoal.collectives.links import SO_MAX_PACING_RATE
 from shoal.collectives.observe import parse_address
 from shoal.collectives.packets import (
     Elected,
-    Frames,
     Link,
     Measure,
     Measured,
     Optimize,
     Register,
-    Registered,
     Strategy,
-    SyncDone,
-    SyncState,
     Vote,
-    pack,
 )
-from shoal.collectives.packets import Kicked as KickedPacket
-from shoal.collectives.quantize import QUANTIZATIONS, Quantization
-from shoal.collectives.ring import Lane, Plan, cut, lanes_for
-from shoal.collectives.state import SharedState, buffer_of, content_hash
+from shoal.collectives.quantize import Quantization
+from shoal.collectives.reducing import Handle, ReduceInfo, Reducer, reduce_many
+from shoal.collectives.state import SharedState
 
 FIRST_PORT = 48149
-CONNECT_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class ReduceInfo:
-    """A committed operation: peers in it, bytes this peer sent and received."""
-
-    world: int
-    tx: int
-    rx: int
-
-
-@dataclass(frozen=True, slots=True)
-class SyncInfo:
-    """A shared state in which all agree: its revision, bytes served and fetched by this peer."""
-
-    revision: int
-    tx: int
-    rx: int
-    votes: int
-
-
-class Handle:
-    """An operation in flight. Abandoning it is no error; its tag stays taken until it ends."""
-
-    def __init__(
-        self, peer: Communicator, tag: int, work: Flight | ReduceInfo, finish: _Finish | None
-    ) -> None:
-        self._peer, self.tag, self._work, self._finish = peer, tag, work, finish
-
-    def done(self) -> bool:
-        """Whether :meth:`wait` would return at once."""
-        return isinstance(self._work, ReduceInfo) or self._work.future.done()
-
-    def wait(self, timeout: float | None = None) -> ReduceInfo:
-        """The committed result, which is then in the output.
-
-        Raises :class:`Aborted` once a new ring stands, :class:`TooFewPeers` where nobody else is
-        left, ``TimeoutError`` while it is still in flight.
-        """
-        if isinstance(self._work, ReduceInfo):
-            return self._work
-        flight = self._work
-        try:
-            flight.future.result(timeout)
-        except TimeoutError:
-            raise
-        except Aborted:
-            self._release()
-            self._peer._relink(flight.epoch)
-            raise
-        except BaseException:
-            self._release()
-            raise
-        assert self._finish is not None
-        if self._finish.scratch is not None:
-            np.copyto(self._finish.target, self._finish.scratch)
-        self._release()
-        tx = sum(lane.tx_bytes for lane in flight.lanes)
-        self._work = ReduceInfo(flight.world, tx, sum(lane.rx_bytes for lane in flight.lanes))
-        return self._work
-
-    def _release(self) -> None:
-        if self._finish is not None:
-            self._peer._released(self.tag, self._finish)
-
-
-@dataclass(slots=True)
-class _Finish:
-    """Where a result goes once it is committed; scratch memory is used again."""
-
-    target: NDArray[Any]
-    scratch: NDArray[Any] | None
-    key: tuple[str, int]
-    released: bool = False
 
 
 class Communicator:
@@ -167,12 +74,9 @@ class Communicator:
         self._host, self._first_port, self._pacing = host, first_port, pacing
         self._engine: Engine | None = None
         self._identity = ("", "")
-        self._tags: set[int] = set()
-        self._spare: dict[tuple[str, int], list[NDArray[Any]]] = {}
-        self._lock = threading.Lock()
         self._relinking = threading.Lock()
-        self._state: SharedState | None = None
-        self._served = 0
+        self._reducer = Reducer(pool, self._relink)
+        self._exchange = Exchange(token)
         self._services: list[services.Service] = []
 
     # --- joining and leaving --------------------------------------------------------------------
@@ -186,11 +90,16 @@ class Communicator:
         if self._engine is not None and self._engine.error is None:
             raise CollectiveError("This peer is connected already.")
         listener = services.listen(self._host, self._first_port)
-        state = services.Service("state", self._host, self._first_port, self._serve_state)
-        bandwidth = services.Service("bandwidth", self._host, self._first_port, services.Sink())
-        self._services = [state, bandwidth]
+        self._services = [
+            services.Service(purpose, self._host, self._first_port, serve)
+            for purpose, serve in (
+                ("state", self._exchange.serve),
+                ("bandwidth", services.Sink()),
+            )
+        ]
+        admitted: Future[Any] = Future()
         try:
-            self._engine, admitted = self._join(listener, state, bandwidth)
+            self._engine = self._join(listener, admitted)
         except BaseException:
             listener.close()
             self._close_services()
@@ -201,59 +110,28 @@ class Communicator:
             service.genuine = lambda link: link.genuine(self._token, engine.run, engine.peer)
         admitted.result(timeout)
 
-    def _join(
-        self, listener: socket.socket, state: services.Service, bandwidth: services.Service
-    ) -> tuple[Engine, Future[Any]]:
-        try:
-            control = socket.create_connection(self._master, timeout=CONNECT_SECONDS)
-        except OSError as error:
-            where = f"{self._master[0]}:{self._master[1]}"
-            raise MasterLost(f"No master answers at {where}: {error}.") from error
-        try:
-            control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            greet(control, self._token)
-            peer, run = self._identity
-            register = Register(
-                self._group,
-                listener.getsockname()[1],
-                state.port,
-                bandwidth.port,
-                self._pool,
-                self._host,
-                peer,
-                run,
-            )
-            control.sendall(pack(register))
-            frames, found = Frames(), list[Any]()
-            while not found:
-                data = control.recv(1 << 16)
-                if not data:
-                    raise MasterLost("The master has closed the connection.")
-                found = frames.feed(data)
-        except OSError as error:
-            control.close()
-            raise MasterLost(f"The master does not answer: {error}.") from error
-        except BaseException:
-            control.close()
-            raise
-        first, *rest = found
-        if isinstance(first, KickedPacket):
-            control.close()
-            raise Refused(first.reason)
-        assert isinstance(first, Registered)
-        admitted: Future[Any] = Future()
-        engine = Engine(
-            control,
+    def _join(self, listener: socket.socket, admitted: Future[Any]) -> Engine:
+        peer, run = self._identity
+        state, bandwidth = self._services
+        port = listener.getsockname()[1]
+        found = register(
+            self._master,
+            self._token,
+            Register(
+                self._group, port, state.port, bandwidth.port, self._pool, self._host, peer, run
+            ),
+        )
+        return Engine(
+            found.control,
             listener,
             token=self._token,
-            registered=first,
-            frames=frames,
-            early=rest,
+            registered=found.registered,
+            frames=found.frames,
+            early=found.early,
             admitted=admitted,
             pool=self._pool,
             pacing=self._pacing,
         )
-        return engine, admitted
 
     def close(self) -> None:
         """Leave the group; the others go on."""
@@ -313,7 +191,7 @@ class Communicator:
         A newcomer may begin with it: where all others wait in another call, it changes nothing.
         """
         engine = self._running()
-        self._wait(engine.call(Vote(True)))
+        engine.call(Vote(True)).result()
 
     def gather(self, world: int) -> None:
         """Admit newcomers until the ring has at least that many; all peers ask for as many."""
@@ -322,12 +200,12 @@ class Communicator:
 
     def peers_pending(self) -> bool:
         """Whether newcomers wait; all peers of the group ask together and get one answer."""
-        return bool(self._wait(self._running().ask_pending()))
+        return self._running().ask_pending().result()
 
     def optimize_topology(self, seconds: float = 1.0) -> None:
         """Measure the links not yet known, ``seconds`` each, and take the ring whose slowest
         link is fastest; all peers of the group call it together."""
-        self._wait(self._running().call(Optimize(seconds), self._measure))
+        self._running().call(Optimize(seconds), self._measure).result()
 
     def _measure(self, asked: Measure | Elected) -> Measured:
         assert isinstance(asked, Measure)
@@ -351,10 +229,7 @@ class Communicator:
         with self._relinking:
             engine = self._running()
             if engine.epoch == epoch and not engine.linked:
-                self._wait(engine.call(Vote(False)))
-
-    def _wait(self, future: Future[Any]) -> Any:
-        return future.result()
+                engine.call(Vote(False)).result()
 
     # --- reducing -------------------------------------------------------------------------------
 
@@ -386,66 +261,7 @@ class Communicator:
         quantization: Quantization = "none",
     ) -> Handle:
         """Begin an operation. ``x`` must not change before its :meth:`Handle.wait` returns."""
-        engine = self._running()
-        kind = Op(op)
-        source = buffer_of(x, writable=out is None)
-        target = source if out is None else buffer_of(out, writable=True)
-        if (target.dtype, target.flat.size) != (source.dtype, source.flat.size):
-            raise ValueError(
-                f"The output has {target.flat.size} elements of {target.dtype}, "
-                f"the input {source.flat.size} of {source.dtype}."
-            )
-        if quantization not in QUANTIZATIONS:
-            raise ValueError(f"{quantization!r} is none of {', '.join(QUANTIZATIONS)}.")
-        if quantization != "none" and source.dtype not in FLOATS:
-            raise ValueError(f"{source.dtype} cannot be quantised, only {', '.join(FLOATS)}.")
-        if out is not None and source.flat.size and np.shares_memory(source.flat, target.flat):
-            raise ValueError("Input and output overlap: leave the output out to work in place.")
-        if engine.linked and len(engine.ring) < 2:
-            raise TooFewPeers(f"Tag {tag} needs a second peer, and this one is alone.")
-        if not source.flat.size:
-            return Handle(self, tag, ReduceInfo(len(engine.ring), 0, 0), None)
-        self._take_tag(tag)
-        finish = self._finish(source.flat, target.flat, in_place=out is None)
-        result = target.flat if finish.scratch is None else finish.scratch
-
-        def lanes_of(seq: int, rank: int, world: int) -> list[Lane]:
-            divide = division(source.dtype, world) if kind is Op.AVG else None
-            plan = Plan(rank, world, reduction(kind, source.dtype), divide, quantization)
-            stripes = cut(source.flat.size, lanes_for(source.flat.nbytes, self._pool))
-            return [Lane(plan, source.flat[a:b], result[a:b], seq=seq) for a, b in stripes]
-
-        count = source.flat.size
-        signature = f"{kind} of {count} {source.dtype}, quantization {quantization}"
-        flight = Flight(tag, signature, lanes_of, Future())
-        engine.launch(flight)
-        return Handle(self, tag, flight, finish)
-
-    def _take_tag(self, tag: int) -> None:
-        with self._lock:
-            if tag in self._tags:
-                raise TagInUse(f"Tag {tag} names an operation in flight: wait for it first.")
-            self._tags.add(tag)
-
-    def _finish(self, source: NDArray[Any], target: NDArray[Any], *, in_place: bool) -> _Finish:
-        """Scratch memory where the input must stay until the commit."""
-        key = (str(source.dtype), source.size)
-        if not in_place:
-            return _Finish(target, None, key)
-        with self._lock:
-            spare = self._spare.get(key)
-            scratch = spare.pop() if spare else np.empty_like(source)
-        return _Finish(target, scratch, key)
-
-    def _released(self, tag: int, finish: _Finish) -> None:
-        """A tag and its scratch memory are free again."""
-        with self._lock:
-            if finish.released:
-                return
-            finish.released = True
-            self._tags.discard(tag)
-            if finish.scratch is not None:
-                self._spare.setdefault(finish.key, []).append(finish.scratch)
+        return self._reducer.begin(self._running(), x, out, Op(op), tag, quantization)
 
     def all_reduce_many(
         self,
@@ -462,39 +278,13 @@ class Communicator:
         worlds: each :class:`ReduceInfo` says over which. Raises :class:`TooFewPeers` where only
         this peer is left; the arrays it names are as they were.
         """
-        done: dict[int, ReduceInfo] = {}
-        left = list(range(len(arrays)))
-        flying: dict[int, Handle] = {}
-        broken = False
-        while left or flying:
-            while left and len(flying) < max_in_flight and not broken:
-                i = left.pop(0)
-                try:
-                    flying[i] = self.all_reduce_async(
-                        arrays[i], op=op, tag=first_tag + i, quantization=quantization
-                    )
-                except TooFewPeers:
-                    self._await(flying, done)
-                    names = ", ".join(map(str, sorted({i, *left})))
-                    raise TooFewPeers(
-                        f"Only one peer is left: arrays {names} are not reduced."
-                    ) from None
-            i, handle = next(iter(flying.items()))
-            try:
-                done[i] = handle.wait()
-            except (Aborted, TooFewPeers):
-                left.append(i)
-                broken = True
-            del flying[i]
-            if broken and not flying:
-                left.sort()
-                broken = False
-        return [done[i] for i in range(len(arrays))]
-
-    def _await(self, flying: dict[int, Handle], done: dict[int, ReduceInfo]) -> None:
-        for i, handle in flying.items():
-            with contextlib.suppress(Aborted, TooFewPeers):
-                done[i] = handle.wait()
+        return reduce_many(
+            lambda i, x: self.all_reduce_async(
+                x, op=op, tag=first_tag + i, quantization=quantization
+            ),
+            arrays,
+            max_in_flight,
+        )
 
     # --- shared state ---------------------------------------------------------------------------
 
@@ -506,48 +296,4 @@ class Communicator:
         ``state.revision`` becomes the elected one. Raises :class:`Kicked` where this peer's keys,
         shapes or revision do not fit.
         """
-        self._state, self._served = state, 0
-        fetched = votes = 0
-
-        def work(elected: Measure | Elected) -> SyncDone:
-            nonlocal fetched, votes
-            assert isinstance(elected, Elected)
-            try:
-                fetched += self._fetch(state, elected)
-            except (StateError, CollectiveError) as error:
-                return SyncDone(elected.turn, False, str(error).rstrip("."))
-            state.revision, votes = elected.revision, elected.votes
-            return SyncDone(elected.turn, True)
-
-        def packet() -> SyncState:
-            return SyncState(state.revision, state.entries(), Strategy(strategy))
-
-        try:
-            done = self._wait(self._running().call(packet, work))
-        finally:
-            self._state = None
-        return SyncInfo(done.revision, self._served, fetched, votes)
-
-    def _fetch(self, state: SharedState, elected: Elected) -> int:
-        """Fetch what differs, check it, and only then put it in place; how many bytes came."""
-        engine, total = self._running(), 0
-        fetched = {}
-        for wanted in elected.fetch:
-            target = state.bytes_of(wanted.key)
-            data = np.empty(len(target), np.uint8)
-            hello = Link("state", engine.peer, wanted.peer, key=wanted.key)
-            services.fetch(wanted.source, hello.signed(self._token, engine.run), data.data)
-            if content_hash(data) != wanted.hash:
-                raise StateError(f"{wanted.key!r} from {wanted.peer} is not what was elected.")
-            fetched[wanted.key] = data
-            total += len(data)
-        for key, data in fetched.items():
-            state.bytes_of(key)[:] = data.data
-        return total
-
-    def _serve_state(self, link: Link, connection: socket.socket) -> None:
-        state = self._state
-        if state is not None:
-            data = state.bytes_of(link.key)
-            services.serve_bytes(connection, data)
-            self._served += len(data)
+        return self._exchange.sync(self._running(), state, Strategy(strategy))

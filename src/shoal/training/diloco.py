@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from shoal.collectives.backends import Backend
 from shoal.collectives.errors import TooFewPeers
-from shoal.collectives.peer import ReduceInfo
 from shoal.collectives.quantize import Quantization
+from shoal.collectives.reducing import ReduceInfo
 from shoal.collectives.state import SharedState
 
 if TYPE_CHECKING:
