@@ -11,9 +11,14 @@ from shoal.core.errors import ConfigError, nearest
 from shoal.envs.protocol import Environment
 
 ENVIRONMENTS: Mapping[str, str] = {
-    "taxi": "shoal.envs.toy_text:Taxi",
+    "arithmetic": "shoal.envs.strategies:Arithmetic",
     "frozen-lake": "shoal.envs.toy_text:FrozenLake",
     "minigrid": "shoal.envs.minigrid:MiniGrid",
+    "reasoning": "shoal.envs.reasoning:Reasoning",
+    "strategies": "shoal.envs.strategies:Strategies",
+    "taxi": "shoal.envs.toy_text:Taxi",
+    "textarena": "shoal.envs.textarena:TextArena",
+    "textworld-express": "shoal.envs.textworld_express:TextWorldExpress",
 }
 """Names, and where their classes are."""
 

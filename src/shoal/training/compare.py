@@ -47,6 +47,7 @@ class Curve:
 
     env_steps, success  where held-out success was measured, and what it was
     metrics             means over iterations of everything the run told
+    held_out            all that the last measurement told
     """
 
     arm: str
@@ -54,6 +55,7 @@ class Curve:
     env_steps: tuple[int, ...]
     success: tuple[float, ...]
     metrics: Mapping[str, float]
+    held_out: Mapping[str, float]
     cpu_seconds: float
 
     def at(self, budget: int) -> NDArray[np.float64]:
@@ -127,17 +129,18 @@ def play(name: str, config: RunConfig, start: Start) -> Curve:
         trainer = build(config)
         weights = {key: torch.from_numpy(array) for key, array in start.weights.items()}
         set_weights(trainer.policy, weights)
-        began = time.process_time()
+        began, held_out = time.process_time(), dict[str, float]()
         steps, success, told = [0], [start.success], list[Mapping[str, float]]()
         while not trainer.ended:
             told.append((await trainer.iterate()).metrics)
             if trainer.ended or trainer.done % config.evaluation.every == 0:
                 steps.append(trainer.env_steps)
-                success.append((await trainer.evaluate())["held_out.success"])
+                held_out = await trainer.evaluate()
+                success.append(held_out["held_out.success"])
         names = {key for one in told for key in one}
         means = {key: float(np.mean([one.get(key, 0.0) for one in told])) for key in names}
         seconds = time.process_time() - began
-        return Curve(name, config.seed, tuple(steps), tuple(success), means, seconds)
+        return Curve(name, config.seed, tuple(steps), tuple(success), means, held_out, seconds)
 
     with _quietly():
         return asyncio.run(run())

@@ -9,7 +9,7 @@ Shapes: R rows, C advantage columns.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -108,11 +108,14 @@ class Trainer:
         found = await self.runner.run(
             tasks, setting.episodes, name="held out", progress=self.progress, drawing=drawing
         )
-        return {
+        told = {
             "held_out.success": float(np.mean([one.solved for one in found.played])),
             "held_out.return": float(np.mean([one.total for one in found.played])),
             "held_out.steps": float(np.mean([one.steps for one in found.played])),
         }
+        if self.runner.environment.answers and setting.episodes > 1:
+            told["held_out.majority"] = majority(found)
+        return told
 
     def tasks(self, place: int) -> list[int]:
         """The place-th handful of training tasks; every pass over them has its own order."""
@@ -191,6 +194,14 @@ class Trainer:
                 "answers have not changed: it serves the old ones, and training would be for "
                 "nothing."
             )
+
+
+def majority(rollout: Rollout) -> float:
+    """Share of tasks whose most frequent answer is right; the first one where two are as often."""
+    right: dict[str, dict[Hashable, list[bool]]] = {}
+    for one in rollout.played:
+        right.setdefault(one.task, {}).setdefault(one.answer, []).append(one.solved)
+    return float(np.mean([max(by.values(), key=len)[0] for by in right.values()]))
 
 
 def played_stats(rollout: Rollout) -> dict[str, float]:

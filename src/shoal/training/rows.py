@@ -8,9 +8,8 @@ Shapes: R rows, E episodes, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +103,10 @@ def batch_of(
     Raises ``ValueError`` where the steps of an episode are not 0, 1, 2, … each once: returns over
     a row that is missing or there twice would be wrong.
     """
-    group_R, groups = _codes(rows, lambda row: (row.task, row.agent))
-    episode_R, episodes = _codes(rows, lambda row: (row.task, row.agent, row.episode))
-    state_R, _ = _codes(rows, lambda row: (row.task, row.agent, row.state_key))
+    group_R, groups = _codes([(row.task, row.agent) for row in rows])
+    own = group_R.tolist()
+    episode_R, episodes = _codes([(g, row.episode) for g, row in zip(own, rows, strict=True)])
+    state_R, _ = _codes([(g, row.state_key) for g, row in zip(own, rows, strict=True)])
     t_R = np.array([row.t for row in rows], dtype=np.int64)
     reward_R = np.array([row.reward for row in rows], dtype=np.float64)
     _check_steps(rows, episode_R, t_R, episodes)
@@ -132,10 +131,10 @@ def batch_of(
     )
 
 
-def _codes(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> tuple[Ints, int]:
+def _codes(keys: Sequence[Hashable]) -> tuple[Ints, int]:
     """Numbers for keys, by first appearance."""
     known: dict[Hashable, int] = {}
-    codes = [known.setdefault(key(row), len(known)) for row in rows]
+    codes = [known.setdefault(key, len(known)) for key in keys]
     return np.array(codes, dtype=np.int64), len(known)
 
 
