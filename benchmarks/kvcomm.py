@@ -120,10 +120,10 @@ async def fidelity(
                 pieces = await arm.pieces(template)
                 repair = arm.policy.repair
                 got = await distributions(engine, request, pieces, exact.tokens, repair)
-                found[name].append(compared(true, got))
+                found[name].append(await compared(true, got))
             unrotated = await without_rotation(arms["rotation only"], template)
             got = await distributions(engine, request, unrotated, exact.tokens)
-            found["no rotation"].append(compared(true, got))
+            found["no rotation"].append(await compared(true, got))
         for name, pairs in found.items():
             kl[name].append(float(np.mean([each for each, _ in pairs])))
             same[name].append(float(np.mean([each for _, each in pairs])))
@@ -224,10 +224,14 @@ async def distributions(
     )
 
 
-def compared(true_FV: torch.Tensor, got_FV: torch.Tensor) -> tuple[float, float]:
+async def compared(true_FV: torch.Tensor, got_FV: torch.Tensor) -> tuple[float, float]:
     """Mean divergence in nats, and how often the likeliest token is the same."""
-    kl = (true_FV.exp() * (true_FV - got_FV)).sum(-1).mean()
-    return float(kl), float((true_FV.argmax(-1) == got_FV.argmax(-1)).float().mean())
+
+    def work() -> tuple[float, float]:
+        kl = (true_FV.exp() * (true_FV - got_FV)).sum(-1).mean()
+        return float(kl), float((true_FV.argmax(-1) == got_FV.argmax(-1)).float().mean())
+
+    return await on_compute(work)
 
 
 async def without_rotation(comm: KVComm, template: Template) -> tuple[Piece, ...]:
@@ -261,46 +265,56 @@ def replace_keys(segment: KVSegment, keys: torch.Tensor) -> KVSegment:
 # -- choices with the gate on ---------------------------------------------------------------------
 
 
+GATED = {
+    "gate on": CommPolicy(),
+    "gate on, then DHD 15 %": CommPolicy(after="computed", repair=Repair("dhd")),
+}
+
+
 async def choices(bench: Bench, engine: LocalEngine, cases: Sequence[Item]) -> None:
     """Agents choose one of four numbers; anchors are learned on the way."""
-    comm = KVComm(engine, CommPolicy())
-    agree: list[bool] = []
-    right: dict[str, list[bool]] = {"exact": [], "KVCOMM with the gate": []}
+    arms = {name: KVComm(engine, policy) for name, policy in GATED.items()}
+    default = next(iter(arms))
+    agree: dict[str, list[bool]] = {name: [] for name in arms}
+    right: dict[str, list[bool]] = {name: [] for name in ("exact", *arms)}
     for item in bench.track(cases, "choices"):
         grammar = Grammar("choice", options(item, bench.seed_of("options", item.id)))
         for role in ROLES:
             request = prompt(role, item.question, new=12, grammar=grammar)
-            tokens = comm.template(request).tokens
+            whole = (Piece(arms[default].template(request).tokens),)
             bare = replace(request, placeholders=())
-            (exact,) = await engine.compose([Composition(bare, (Piece(tokens),))])
-            (moved,) = await comm.generate([request])
-            if comm.calls[-1].mode == "moved":
-                agree.append(exact.text == moved.text)
+            (exact,) = await engine.compose([Composition(bare, whole)])
             right["exact"].append(exact.text == item.answer)
-            right["KVCOMM with the gate"].append(moved.text == item.answer)
-    looks = [call.kl for call in comm.calls if call.kl is not None]
-    shares = [_entropy_share(call) for call in comm.calls if call.anchors]
-    modes = [call.mode for call in comm.calls]
-    bench.arm(
-        "choices, gate on",
-        calls=len(modes),
-        calls_moved=modes.count("moved") / len(modes),
-        looks=len(looks),
-        kl_of_looks=float(np.mean(looks)) if looks else 0.0,
-        entropy_share=float(np.mean(shares)) if shares else 1.0,
-        **{f"accuracy_{name.split()[0].lower()}": float(np.mean(w)) for name, w in right.items()},
-    )
+            for name, comm in arms.items():
+                (moved,) = await comm.generate([request])
+                if comm.calls[-1].mode == "moved":
+                    agree[name].append(exact.text == moved.text)
+                right[name].append(moved.text == item.answer)
+    for name, comm in arms.items():
+        looks = [call.kl for call in comm.calls if call.kl is not None]
+        shares = [_entropy_share(call) for call in comm.calls if call.anchors]
+        bench.arm(
+            f"choices, {name}",
+            calls=len(comm.calls),
+            calls_moved=len(agree[name]) / len(comm.calls),
+            looks=len(looks),
+            kl_of_looks=float(np.mean(looks)) if looks else 0.0,
+            entropy_share=float(np.mean(shares)) if shares else 1.0,
+            accuracy=float(np.mean(right[name])),
+            accuracy_of_exact_answers=float(np.mean(right["exact"])),
+        )
     bench.verdict(
         "share of agent calls that skip the prefill, as the paper counts",
-        wilson_interval(modes.count("moved"), len(modes)),
+        wilson_interval(len(agree[default]), len(arms[default].calls)),
         at_least=0.7,
     )
-    if agree:
-        bench.verdict(
-            "moved answers that agree with exact ones (one of four numbers, gate on)",
-            wilson_interval(sum(agree), len(agree)),
-            at_least=0.95,
-        )
+    for name, same in agree.items():
+        if same:
+            bench.verdict(
+                f"moved answers that agree with exact ones (one of four numbers, {name})",
+                wilson_interval(sum(same), len(same)),
+                at_least=0.95,
+            )
 
 
 def _entropy_share(call: Any) -> float:

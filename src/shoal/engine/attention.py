@@ -209,7 +209,8 @@ class StepAttention:
     def _span(self, rows: Sequence[int], start: int, length: int, pieces: int) -> _Span:
         """Views are made once for all layers: many small spans cost more views than reading."""
         slab_nL2Kd = self._pool.slab[:, start : start + length]
-        k_nSKLd, v_nSKLd = slab_nL2Kd.unflatten(1, (pieces, -1)).transpose(2, 4).unbind(3)
+        n, _, _, K, d = slab_nL2Kd.shape
+        k_nSKLd, v_nSKLd = slab_nL2Kd.view(n, pieces, -1, 2, K, d).transpose(2, 4).unbind(3)
         return _Span(rows, k_nSKLd.unbind(0), v_nSKLd.unbind(0))
 
 
