@@ -2,19 +2,24 @@
 
 A task is a run, and its artifact the run's result; the members' turns are told as updates of its
 status. What a run cannot do (no result, a failed engine) ends its task as failed, with the reason.
-Needs the extra ``a2a``.
+A member who is a person is the one who asked: the task waits for input, with the question, and the
+next message in it is the answer. The run then goes on from its log. Needs the extra ``a2a``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shoal.agents.answering import chosen
 from shoal.agents.events import TeamEvent, TurnEnded
+from shoal.agents.outside import Question
 from shoal.agents.scheduler import run
 from shoal.agents.team import Agent, Member, Team
 from shoal.core.errors import MissingExtra, RemoteError, ShoalError
 from shoal.core.ids import new_id
+from shoal.core.log import EventLog
 from shoal.core.protocols import Engine
 from shoal.core.records import Message
 
@@ -72,10 +77,13 @@ def a2a_app(team: Team, engine: Engine | Mapping[str, Engine], url: str) -> Star
     from starlette.applications import Starlette
 
     class TeamExecutor(AgentExecutor):
-        """Runs the team once for each message."""
+        """Runs the team once for each task."""
+
+        def __init__(self) -> None:
+            self._visits: dict[str, _Visit] = {}
 
         async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
-            """One task: submitted, at work, then completed or failed."""
+            """One message of a task: it is submitted, at work, then waits, completes or fails."""
             from a2a.helpers import new_task_from_user_message
 
             assert context.message is not None, "the handler refuses requests without a message"
@@ -83,19 +91,26 @@ def a2a_app(team: Team, engine: Engine | Mapping[str, Engine], url: str) -> Star
             if context.current_task is None:
                 await event_queue.enqueue_event(task)
             updater = TaskUpdater(event_queue, task.id, task.context_id)
-            await updater.start_work()
             text = context.get_user_input().strip()
-            turns: list[str] = []
-
-            def on_event(event: TeamEvent) -> None:
-                if isinstance(event, TurnEnded) and event.step.output.strip():
-                    turns.append(f"{event.step.member}: {event.step.output.strip()}")
-
+            visit = self._visits.setdefault(task.id, _Visit(text))
+            if visit.pending is not None and not visit.answer(text):
+                await updater.requires_input(_said(updater, _asked(visit.pending)))
+                return
+            await updater.start_work()
             try:
-                result = await run(team, text, engine=engine, on_event=on_event)
+                result = await run(
+                    team, visit.task, engine=engine, log=visit.log, on_event=visit.hear,
+                    ask=visit.ask,
+                )  # fmt: skip
+            except _InputRequired as wanted:
+                visit.pending = wanted.question
+                await updater.requires_input(_said(updater, _asked(wanted.question)))
+                return
             except ShoalError as error:
+                self._leave(task.id)
                 await updater.failed(_said(updater, str(error)))
                 return
+            self._leave(task.id)
             if result.result is None:
                 await updater.failed(_said(updater, f"{result.outcome}: {result.why}"))
                 return
@@ -104,7 +119,7 @@ def a2a_app(team: Team, engine: Engine | Mapping[str, Engine], url: str) -> Star
                 "outcome": result.outcome,
                 "why": result.why,
                 "tokens": result.episode.usage.asked_tokens,
-                "turns": turns,
+                "turns": visit.turns,
             }
             await updater.add_artifact([_text(result.result)], name="result", metadata=metadata)
             await updater.complete()
@@ -113,7 +128,13 @@ def a2a_app(team: Team, engine: Engine | Mapping[str, Engine], url: str) -> Star
             """The handler has cancelled the run; the task ends so."""
             assert context.task_id is not None
             assert context.context_id is not None
+            self._leave(context.task_id)
             await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
+
+        def _leave(self, task_id: str) -> None:
+            visit = self._visits.pop(task_id, None)
+            if visit is not None:
+                visit.log.close()
 
     card = team_card(team, url)
     handler = DefaultRequestHandler(TeamExecutor(), InMemoryTaskStore(), card)
@@ -121,12 +142,64 @@ def a2a_app(team: Team, engine: Engine | Mapping[str, Engine], url: str) -> Star
     return Starlette(routes=routes)
 
 
+class _InputRequired(Exception):
+    """A person must answer before the run can go on."""
+
+    def __init__(self, question: Question) -> None:
+        super().__init__(question.member)
+        self.question = question
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One task at work or waiting: its log, and what the person has answered since the last turn.
+
+    A superstep that waits is not logged, so it is taken again as a whole with the answer there.
+    """
+
+    task: str
+    log: EventLog = field(default_factory=EventLog)
+    turns: list[str] = field(default_factory=list)
+    pending: Question | None = None
+    answers: dict[Question, str] = field(default_factory=dict)
+
+    async def ask(self, question: Question) -> str:
+        """The answer that is there, or else a question to the one who asked."""
+        if question not in self.answers:
+            raise _InputRequired(question)
+        return self.answers[question]
+
+    def answer(self, text: str) -> bool:
+        """Keep an answer to the pending question; false where it is none of the choices."""
+        assert self.pending is not None
+        choices = self.pending.choices
+        found = chosen(text, choices) if choices else text
+        if not found:
+            return False
+        self.answers[self.pending] = found
+        self.pending = None
+        return True
+
+    def hear(self, event: TeamEvent) -> None:
+        """Keep what a member has said, and forget the answer it was made of."""
+        if isinstance(event, TurnEnded) and not event.recorded:
+            step = event.step
+            self.answers = {q: a for q, a in self.answers.items() if q.member != step.member}
+            if step.output.strip():
+                self.turns.append(f"{step.member}: {step.output.strip()}")
+
+
+def _asked(question: Question) -> str:
+    """What the one who asked is asked back: the words that member would have read."""
+    return question.prompt[-1].content
+
+
 async def ask_agent(url: str, messages: tuple[Message, ...], *, seconds: float = 120.0) -> str:
     """What an A2A agent answers to a prompt.
 
     Whatever it streams first (a message, a task, an update) is taken; text counts from its
-    artifacts, else from its last message. Raises :class:`RemoteError` where it is away, fails, or
-    says nothing.
+    artifacts, else from its last message. Raises :class:`RemoteError` where it is away, fails, says
+    nothing, or asks back.
     """
     _need()
     import httpx
@@ -145,6 +218,8 @@ async def ask_agent(url: str, messages: tuple[Message, ...], *, seconds: float =
             await client.close()
     except (A2AError, httpx.HTTPError, OSError) as error:
         raise RemoteError(f"The agent at {url} cannot be asked: {error}.") from error
+    if heard.asks_back:
+        raise RemoteError(f"The agent at {url} asks back, which no member can answer: {heard.last}")
     if heard.failed:
         raise RemoteError(f"The agent at {url} failed: {heard.last or 'it gave no reason'}.")
     answer = "".join(heard.artifacts.values()) or heard.last
@@ -160,6 +235,7 @@ class _Heard:
         self.artifacts: dict[str, str] = {}
         self.last = ""
         self.failed = False
+        self.asks_back = False
 
     def take(self, event: Any) -> None:
         """One response of the stream, of whatever kind."""
@@ -186,6 +262,10 @@ class _Heard:
             TaskState.TASK_STATE_FAILED,
             TaskState.TASK_STATE_REJECTED,
             TaskState.TASK_STATE_CANCELED,
+        )
+        self.asks_back = status.state in (
+            TaskState.TASK_STATE_INPUT_REQUIRED,
+            TaskState.TASK_STATE_AUTH_REQUIRED,
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from shoal.agents.outside import nobody
 from shoal.agents.scheduler import run
 from shoal.agents.team import Team
 from shoal.core.errors import MissingExtra, ShoalError
@@ -30,7 +31,7 @@ def team_server(team: Team, engine: Engine | Mapping[str, Engine]) -> MCPServer:
 
     async def work(task: str, material: str = "") -> str:
         try:
-            result = await run(team, task, material, engine=engine)
+            result = await run(team, task, material, engine=engine, ask=nobody)
         except ShoalError as error:
             raise ToolError(str(error)) from error
         if result.result is None:

@@ -164,6 +164,14 @@ async def _called(script: Script, messages: tuple[Message, ...], seed: int) -> s
         raise EngineError(f"{script.name} raised {type(error).__name__}: {error}") from error
 
 
+def nobody(question: Question) -> str:
+    """The way to ask where a team is served and no person stands behind the requests."""
+    raise EngineError(
+        f"{question.member} is a person, but nobody can be asked through this server: run the "
+        "team in a terminal, or serve it over A2A."
+    )
+
+
 def at_terminal(question: Question) -> str:
     """Ask at the terminal; raises :class:`EngineError` where nobody can answer there."""
     if not sys.stdin.isatty():

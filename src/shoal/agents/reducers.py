@@ -6,18 +6,23 @@ taken at once before it is asked again.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from shoal.agents.auctions import MOST_GOODS, Best, Rule, sealed, vcg
 from shoal.agents.elections import RANKED, first_choices
+from shoal.agents.payloads import json_in
 from shoal.agents.rules import NOBODY, Member, Members, Names, Registry, Shares
 from shoal.agents.turns import SCORES, Turn, gated
 from shoal.agents.votes import ballot
 from shoal.core import rng
+from shoal.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from shoal.agents.state import State
@@ -224,34 +229,64 @@ def merge(how: Literal["newest", "union"] = "newest") -> Reducer:
 
 @reducers.register("auction")
 def auction(
-    rule: Literal["first_price", "second_price"] = "second_price",
-    best: Literal["highest", "lowest"] = "highest",
+    rule: Literal["first_price", "second_price", "vcg"] = "second_price",
+    best: Best = "highest",
     but: Members = (),
 ) -> Reducer:
-    """Members' last numbers are bids; the best wins, at its own or the second best price.
+    """Members' last words are sealed bids; ties are broken by the run's seed.
 
-    The result is ``NAME at PRICE``. A tie is broken by the run's seed. Who names no number does
-    not bid; a single bidder pays its own bid.
+    One good: the best number wins, at its own or the second best price, as ``NAME at PRICE``. Who
+    names no number does not bid; a single bidder pays its own bid. ``vcg`` sells several goods: a
+    bid is a JSON object from goods, or bundles such as ``bed+desk``, to what they are worth, and
+    who gets one of its bundles pays what the others lose by that, as ``NAME gets GOODS at PRICE``.
     """
+    if rule == "vcg" and best == "lowest":
+        raise ConfigError("The rule auction(vcg) sells, so it knows no lowest bid: leave best out.")
 
     def reduce(state: State) -> Reduction:
-        bids = {
-            name: float(found[-1])
+        words = {
+            name: step.output
             for name in state.names_except(but)
             if (step := state.last(name)) is not None
-            and (found := _NUMBER.findall(ballot(step.output).replace(",", "")))
         }
-        if not bids:
-            return Reduction(None)
-        sign = 1 if best == "highest" else -1
-        order = sorted(
-            bids, key=lambda name: (-sign * bids[name], rng.uniform(state.seed, "bid", name))
-        )
-        price = bids[order[1] if rule == "second_price" and len(order) > 1 else order[0]]
-        data = {"bids": bids, "winner": order[0], "price": price}
-        return Reduction(f"{order[0]} at {price:g}", data)
+        order = sorted(words, key=lambda name: rng.uniform(state.seed, "bid", name))
+        return _bundles_sold(words, order) if rule == "vcg" else _sold(words, order, rule, best)
 
     return reduce
+
+
+def _sold(words: Mapping[str, str], order: Sequence[str], rule: Rule, best: Best) -> Reduction:
+    bids = {
+        name: float(found[-1])
+        for name, text in words.items()
+        if (found := _NUMBER.findall(ballot(text).replace(",", "")))
+    }
+    if not bids:
+        return Reduction(None)
+    winner, price = sealed(bids, order, rule, best)
+    data = {"bids": bids, "winner": winner, "price": price}
+    return Reduction(f"{winner} at {price:g}", data)
+
+
+def _bundles_sold(words: Mapping[str, str], order: Sequence[str]) -> Reduction:
+    bids = {name: offers for name, text in words.items() if (offers := _offers(text))}
+    goods = {good for offers in bids.values() for bundle in offers for good in bundle}
+    if not goods or len(goods) > MOST_GOODS:
+        return Reduction(None, {"goods": len(goods), "most": MOST_GOODS})
+    sale = vcg(bids, order)
+    sold = {name: "+".join(sorted(sale.goods[name])) for name in words if name in sale.goods}
+    data = {"sold": sold, "prices": dict(sale.prices), "worth": sale.worth}
+    lines = [f"{name} gets {bundle} at {sale.prices[name]:g}" for name, bundle in sold.items()]
+    return Reduction("\n".join(lines), data)
+
+
+def _offers(text: str) -> dict[frozenset[str], float]:
+    """The bundles in a bid that somebody would give something for."""
+    return {
+        frozenset(part.strip() for part in bundle.split("+") if part.strip()): float(value)
+        for bundle, value in json_in(text).items()
+        if isinstance(value, int | float) and 0 < value < math.inf and bundle.strip(" +")
+    }
 
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
@@ -264,19 +299,22 @@ def logit_mean() -> Reducer:
 
 
 @reducers.register("fedavg")
-def fedavg(but: Members = ()) -> Reducer:
+def fedavg(but: Members = (), folder: str = "") -> Reducer:
     """The mean of the members' weights, by how many examples each has seen.
 
     Weights travel as a JSON object ``{"weights": {name: [numbers]}, "examples": n}`` in a last
-    word (``carry="weights"``); the result is such an object. No result where names or lengths
-    differ between members.
+    word (``carry="weights"``); the result is such an object. Where there is a ``folder``, it holds
+    adapters as safetensors files: a last word then is ``{"file": name, "examples": n}``, and so
+    is the result, a new file there. No result where names or shapes differ between members.
     """
-    from shoal.agents.averaging import averaged
+    from shoal.agents.averaging import averaged, averaged_files
 
-    return lambda state: averaged(
-        [
+    def reduce(state: State) -> Reduction:
+        words = [
             (name, step.output)
             for name in state.names_except(but)
             if (step := state.last(name)) is not None
         ]
-    )
+        return averaged_files(words, Path(folder)) if folder else averaged(words)
+
+    return reduce

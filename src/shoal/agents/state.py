@@ -22,7 +22,7 @@ class State:
     roles      name -> the role a rewire gave it
     stake      what prompts say about the payoff
     superstep  the one to come; place: its place in its round, from 0; rounds: those completed;
-    turns      those taken
+    turns      those taken; tokens, calls: what they have cost, turns inside teams included
     speakers   who has had a turn so far; out: who has no budget left for another
     """
 
@@ -58,6 +58,8 @@ class State:
         self.place = 0
         self.rounds = 0
         self.turns = 0
+        self.tokens = 0
+        self.calls = 0
 
     def part_of(self, name: str) -> int | None:
         """Which part of the material a copy reads; None where it does not read just one."""
@@ -109,6 +111,10 @@ class State:
     def record(self, name: str, step: Step) -> None:
         """Take note of one turn."""
         self.turns += 1
+        inside = step.data.get("inside", {})
+        self.tokens += inside.get("tokens", step.usage.asked_tokens)
+        asked = int(step.data.get("attempts", 1)) + int(step.data.get("requests", 1)) - 1
+        self.calls += inside.get("calls", asked)
         self.speakers.add(name)
         if step.finish == "budget" or step.data.get("hand_back"):
             self.out.add(name)

@@ -93,6 +93,26 @@ def idle() -> Stop:
     return rule
 
 
+@stop_rules.register("budget")
+def budget(share: Annotated[float, Field(gt=0, le=1)] = 0.8) -> Stop:
+    """When ``share`` of the team's own tokens or calls is used, so that a result can still be made.
+
+    A team without such limits is not stopped by this.
+    """
+
+    def rule(state: State) -> str | None:
+        limits = state.team.limits
+        for what, used, most in (
+            ("tokens", state.tokens, limits.tokens),
+            ("calls", state.calls, limits.calls),
+        ):
+            if most is not None and used >= share * most:
+                return f"{used:,} of {most:,} {what} are used"
+        return None
+
+    return rule
+
+
 @stop_rules.register("any")
 def any_of(*stops: Inner) -> Stop:
     """When one of several rules says so."""

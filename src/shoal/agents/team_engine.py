@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.agents.library import load_team
+from shoal.agents.outside import nobody
 from shoal.agents.scheduler import run
 from shoal.agents.team import Team
 from shoal.core.errors import EngineError, ShoalError
@@ -91,7 +92,7 @@ class TeamEngine:
             task, material = _task_and_material(request.prompt)
             with self._logs(request) as log:
                 result = await run(
-                    self.team, task, material, engine=self.engine, log=log, seed=seed
+                    self.team, task, material, engine=self.engine, log=log, seed=seed, ask=nobody
                 )
         except ShoalError as error:
             return Completion("", finish="error", error=str(error))

@@ -12,6 +12,7 @@ from shoal.agents.rules import Member, Members, Registry
 from shoal.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from shoal.agents.payloads import Heard
     from shoal.agents.state import State
 
 FINISH = "finish"
@@ -212,10 +213,42 @@ def on(first: Members = ()) -> TurnRule:
 
 
 def _hears_news(state: State, name: str) -> bool:
+    return bool(_news(state, name))
+
+
+def _news(state: State, name: str) -> list[Heard]:
+    """What others have said that a member hears now and did not hear at its turns so far."""
     inbox = state.wiring.inbox(state.wiring.hears[name], state.carried())
     known = {key for step in state.said[name] for key in step.seen}
-    own = {step.key for step in state.said[name]}
-    return any(one.key not in known and one.key not in own for one in inbox)
+    known |= {step.key for step in state.said[name]}
+    return [one for one in inbox if one.key not in known]
+
+
+@turn_rules.register("first_come")
+def first_come(first: Members = ()) -> TurnRule:
+    """First come, first served: who has waited longest with something new to hear speaks alone.
+
+    ``first`` (or all) wait from the beginning. Of those who wait equally long the first declared
+    speaks. When nobody waits the work is over. A round is one turn.
+    """
+
+    def rule(state: State) -> Plan:
+        waiting = {
+            name: since for name in state.names if (since := _waits(state, name, first)) is not None
+        }
+        if not waiting:
+            return Plan((), why="nobody waits to speak")
+        return _plan((min(waiting, key=lambda name: waiting[name]),))
+
+    return rule
+
+
+def _waits(state: State, name: str, first: Members) -> int | None:
+    """Since which superstep a member waits for a turn, -1 from the beginning; None: it does not."""
+    starts = not first or state.member[name].name in first
+    if starts and name not in state.speakers:
+        return -1
+    return min((one.step.superstep for one in _news(state, name)), default=None)
 
 
 SCORES = tuple(map(str, range(10)))
