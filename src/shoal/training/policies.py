@@ -74,7 +74,8 @@ class Policy:
     def _encode(self, messages: tuple[Message, ...]) -> list[int]:
         if self.chat is not None:
             return self.chat.encode(messages, self.tokenizer)
-        return self.tokenizer.encode("\n".join(message.content for message in messages))
+        text = " ".join(message.content for message in messages)
+        return self.tokenizer.encode(" ".join(text.split()))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of an answer, without marks such as its end."""
