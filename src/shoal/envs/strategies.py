@@ -5,7 +5,7 @@ In ``Arithmetic`` a question is an operation on two numbers and the answer a num
 result: every kind wants one method of eight, and which one has to be found out. A policy that has
 learned wrong habits answers all samples of a question alike, and alike for all questions of a kind.
 
-The demonstrations carry the errors: random ones in ``Arithmetic``, habits in ``Strategies``.
+The demonstrations carry the errors: of a question in ``Arithmetic``, of a kind in ``Strategies``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shoal.core.rng import generator, uniform
 from shoal.envs.protocol import Transition
 
 HELD_OUT = 1_000_000
-"""Seeds from here on are questions with numbers that are never trained on."""
+"""Seeds from here on are questions that are never trained on."""
 
 METHODS: Mapping[str, Callable[[int, int], int]] = {
     "plus": lambda a, b: a + b,
@@ -40,17 +40,24 @@ class Question:
     blocking = False
     name: str
 
-    def __init__(self, base: int) -> None:
+    def __init__(self, base: int, kinds: int, *, split: bool = True) -> None:
         self.base = base
+        self._split = split
+        self._count = kinds
+        self._known: dict[int, tuple[int, int, int]] = {}
         self._seed = 0
         self._answer: str | None = None
 
-    def numbers(self, seed: int) -> tuple[int, int]:
-        """The two numbers of a question; a fifth of all pairs is held out."""
-        pairs = [(a, b) for a in range(self.base) for b in range(self.base)]
-        held_out = seed >= HELD_OUT
-        kept = [(a, b) for a, b in pairs if ((3 * a + b) % 5 == 0) == held_out]
-        return kept[int(uniform("numbers", seed) * len(kept))]
+    def parts(self, seed: int) -> tuple[int, int, int]:
+        """Kind and two numbers of a question; with ``split`` a fifth of them is held out."""
+        if seed not in self._known:
+            draws = generator("question", seed).integers((self._count, self.base, self.base),
+                                                         size=(200, 3))  # fmt: skip
+            held_out = draws @ (31, 3, 1) % 5 == 0
+            wanted = (held_out == (seed >= HELD_OUT)) | (not self._split)
+            kind, a, b = draws[int(wanted.argmax())].tolist()
+            self._known[seed] = kind, a, b
+        return self._known[seed]
 
     def reset(self, seed: int) -> str:
         """The question of this seed."""
@@ -98,26 +105,29 @@ class Question:
 
 
 class Arithmetic(Question):
-    """a ∘ b modulo ``base``; a demonstration is a random number with probability ``error``."""
+    """a ∘ b modulo ``base``; demonstrations of a share ``error`` of questions are wrong.
+
+    Nothing is held out: that a sum is right says little about another, so what is measured is
+    learning, not generalising.
+    """
 
     name = "arithmetic"
     instructions = "Answer with one number."
     _signs = ("+", "-", "*")
 
     def __init__(self, base: int = 20, error: float = 0.3) -> None:
-        super().__init__(base)
+        super().__init__(base, len(self._signs), split=False)
         self._error = error
 
     def question(self, seed: int) -> str:
         """Two numbers and a sign between them."""
-        a, b = self.numbers(seed)
-        return f"{a} {self._sign(seed)} {b} ="
+        kind, a, b = self.parts(seed)
+        return f"{a} {self._signs[kind]} {b} ="
 
     def right(self, seed: int) -> str:
         """The result modulo the base."""
-        a, b = self.numbers(seed)
-        results = {"+": a + b, "-": a - b, "*": a * b}
-        return str(results[self._sign(seed)] % self.base)
+        kind, a, b = self.parts(seed)
+        return str((a + b, a - b, a * b)[kind] % self.base)
 
     def admissible_actions(self) -> tuple[str, ...]:
         """All numbers below the base."""
@@ -128,13 +138,11 @@ class Arithmetic(Question):
         return (*self.admissible_actions(), *self._signs, "=")
 
     def expert_action(self) -> str:
-        """Mostly the right answer."""
-        if uniform("slip", self._seed) < self._error:
-            return str(int(uniform("wrong", self._seed) * self.base))
+        """The right answer, or the wrong one that this question always gets."""
+        parts = self.parts(self._seed)
+        if uniform("slip", *parts) < self._error:
+            return str(int(uniform("wrong", *parts) * self.base))
         return self.right(self._seed)
-
-    def _sign(self, seed: int) -> str:
-        return self._signs[int(uniform("sign", seed) * len(self._signs))]
 
 
 class Strategies(Question):
@@ -159,7 +167,7 @@ class Strategies(Question):
         habit: float = 0.95,
         world: int = 0,
     ) -> None:
-        super().__init__(base)
+        super().__init__(base, kinds)
         self._kinds = [f"{colour} {shape}" for colour in self._colours for shape in self._shapes]
         self._kinds = self._kinds[:kinds]
         rng = generator("strategies", world)
@@ -175,12 +183,12 @@ class Strategies(Question):
 
     def question(self, seed: int) -> str:
         """An item and two numbers."""
-        a, b = self.numbers(seed)
-        return f"{self._kinds[self._kind(seed)]} {a} {b}"
+        kind, a, b = self.parts(seed)
+        return f"{self._kinds[kind]} {a} {b}"
 
     def right(self, seed: int) -> str:
         """The method of its kind, and what it gives."""
-        return self._by(self._method[self._kind(seed)], seed)
+        return self._by(self._method[self.parts(seed)[0]], seed)
 
     def admissible_actions(self) -> tuple[str, ...]:
         """Every method with every result."""
@@ -192,7 +200,7 @@ class Strategies(Question):
 
     def expert_action(self) -> str:
         """What somebody with habits would answer: the result fits the method, right or wrong."""
-        kind, draw = self._kind(self._seed), uniform("habit", self._seed)
+        kind, draw = self.parts(self._seed)[0], uniform("habit", self._seed)
         if draw < self._strength:
             return self._by(self._habit[kind], self._seed)
         if draw < (1 + self._strength) / 2:
@@ -200,9 +208,6 @@ class Strategies(Question):
         names = list(METHODS)
         return self._by(names[int(uniform("any", self._seed) * len(names))], self._seed)
 
-    def _kind(self, seed: int) -> int:
-        return int(uniform("kind", seed) * len(self._kinds))
-
     def _by(self, method: str, seed: int) -> str:
-        a, b = self.numbers(seed)
+        _, a, b = self.parts(seed)
         return f"{method} {METHODS[method](a, b) % self.base}"

@@ -97,8 +97,9 @@ def batch_of(
     reward_min: float = 0.0,
     answers: bool = False,
     environment: str = "the environment",
+    states: bool = True,
 ) -> Batch:
-    """The columns of rows, in their order; one pass.
+    """The columns of rows, in their order; without ``states`` every step is a state of its own.
 
     Raises ``ValueError`` where the steps of an episode are not 0, 1, 2, … each once: returns over
     a row that is missing or there twice would be wrong.
@@ -106,7 +107,9 @@ def batch_of(
     group_R, groups = _codes([(row.task, row.agent) for row in rows])
     own = group_R.tolist()
     episode_R, episodes = _codes([(g, row.episode) for g, row in zip(own, rows, strict=True)])
-    state_R, _ = _codes([(g, row.state_key) for g, row in zip(own, rows, strict=True)])
+    state_R = np.arange(len(rows))
+    if states:
+        state_R, _ = _codes([(g, row.state_key) for g, row in zip(own, rows, strict=True)])
     t_R = np.array([row.t for row in rows], dtype=np.int64)
     reward_R = np.array([row.reward for row in rows], dtype=np.float64)
     _check_steps(rows, episode_R, t_R, episodes)

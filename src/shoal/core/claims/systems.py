@@ -43,6 +43,7 @@ SYSTEMS: tuple[System, ...] = (
         "Group-in-Group Policy Optimization for LLM Agent Training",
         "2505.10978",
         "training",
+        "partial",
     ),
     System(
         "foldgpt",
