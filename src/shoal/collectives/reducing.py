@@ -19,7 +19,7 @@ from shoal.collectives.engine import Engine
 from shoal.collectives.errors import Aborted, TagInUse, TooFewPeers
 from shoal.collectives.kernels import FLOATS, Op, division, reduction
 from shoal.collectives.quantize import QUANTIZATIONS, Quantization
-from shoal.collectives.ring import Lane, Plan, cut, lanes_for
+from shoal.collectives.ring import Cells, Lane, Plan, cut, lanes_for
 from shoal.collectives.state import buffer_of
 from shoal.collectives.traffic import Flight
 
@@ -92,6 +92,7 @@ class Reducer:
         self._pool = pool
         self._tags: set[int] = set()
         self._spare: dict[tuple[str, int], list[NDArray[Any]]] = {}
+        self._cells = Cells()
         self._lock = threading.Lock()
 
     def begin(
@@ -120,7 +121,8 @@ class Reducer:
 
         def lanes_of(seq: int, rank: int, world: int) -> list[Lane]:
             divide = division(source.dtype, world) if kind is Op.AVG else None
-            plan = Plan(rank, world, reduction(kind, source.dtype), divide, quantization)
+            reduce = reduction(kind, source.dtype)
+            plan = Plan(rank, world, reduce, divide, quantization, self._cells)
             stripes = cut(source.flat.size, lanes_for(source.flat.nbytes, self._pool))
             return [Lane(plan, source.flat[a:b], result[a:b], seq=seq) for a, b in stripes]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from shoal.collectives.errors import WireError
 from shoal.collectives.kernels import Kernel
-from shoal.collectives.quantize import Quantization, decode, encode, room
+from shoal.collectives.quantize import META, Quantization, decode, encode, room
 
 Array = NDArray[Any]
 BLOCK = 1 << 20
@@ -50,6 +50,38 @@ def lanes_for(nbytes: int, pool: int) -> int:
     return max(1, min(pool, nbytes // LANE))
 
 
+class Cell:
+    """Memory for one block, of which ``size`` bytes came in."""
+
+    __slots__ = ("bytes", "memory", "size")
+
+    def __init__(self) -> None:
+        self.memory = np.empty(BLOCK + META.size, np.uint8)
+        self.bytes: memoryview = self.memory.data
+        self.size = 0
+
+    def values(self, dtype: np.dtype[Any], count: int) -> Array:
+        """The memory as elements."""
+        return np.frombuffer(self.memory, dtype, count)
+
+
+class Cells:
+    """Cells that are free: kept from operation to operation, as new memory costs page faults."""
+
+    def __init__(self, most: int = 64) -> None:
+        self._free: list[Cell] = []
+        self._most = most
+
+    def take(self) -> Cell:
+        """A free one, or a new one."""
+        return self._free.pop() if self._free else Cell()
+
+    def give(self, cell: Cell) -> None:
+        """It is free again."""
+        if len(self._free) < self._most:
+            self._free.append(cell)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What all lanes of an operation share. ``divide`` is None unless the mean is wanted."""
@@ -59,6 +91,7 @@ class Plan:
     reduce: Kernel
     divide: Callable[[Array], Any] | None = None
     quantization: Quantization = "none"
+    cells: Cells = field(default_factory=Cells)
 
 
 class Lane:
@@ -90,10 +123,10 @@ class Lane:
         longest = max((b - a for _, a, b in self._recvs), default=0)
         self._room = room(longest, src.dtype) if quantized else longest * src.itemsize
         self._src_bytes, self._dst_bytes = src.view(np.uint8).data, dst.view(np.uint8).data
-        self._out = memoryview(bytearray(self._room if quantized else 0))
-        self._spare: list[_Cell] = []
-        self._coming: _Cell | None = None
-        self._onward: deque[_Cell | None] = deque()  # received and to be sent; None: from dst
+        self._cells = plan.cells
+        self._out = plan.cells.take() if quantized else None
+        self._coming: Cell | None = None
+        self._onward: deque[Cell | None] = deque()  # received and to be sent; None: from dst
 
     @property
     def done(self) -> bool:
@@ -126,9 +159,9 @@ class Lane:
                 view = (self._dst_bytes if place else self._src_bytes)[a * item : b * item]
         elif place < self._plan.world:
             source = self._dst if place else self._src
-            values = source[a:b] if cell is None else cell.values[: b - a]
-            size = encode(values, self._plan.quantization, self._out)
-            view = self._out[:size]
+            values = source[a:b] if cell is None else cell.values(self._src.dtype, b - a)
+            assert self._out is not None
+            view = self._out.bytes[: encode(values, self._plan.quantization, self._out.bytes)]
             if place == self._plan.world - 1:  # the owner keeps what all others will have
                 decode(view, self._dst[a:b])
         else:
@@ -140,8 +173,10 @@ class Lane:
     def block_sent(self) -> None:
         """The block of :meth:`outgoing` has gone out."""
         if self._sends[self.sent][0] and (cell := self._onward.popleft()) is not None:
-            self._spare.append(cell)
+            self._cells.give(cell)
         self.sent += 1
+        if self._out is not None and self.sent_all:
+            self._cells.give(self._out)
 
     def incoming(self, length: int) -> memoryview:
         """Where the next block's ``length`` bytes go; raises :class:`WireError` if too many."""
@@ -157,7 +192,7 @@ class Lane:
             raise WireError(f"A block of {length} bytes is announced, not of {b - a} elements.")
         elif place >= self._plan.world - 1:
             return self._dst_bytes[a * item : b * item]
-        self._coming = self._cell()
+        self._coming = self._cells.take()
         self._coming.size = length
         return self._coming.bytes[:length]
 
@@ -174,19 +209,19 @@ class Lane:
         if place < 2 * self._plan.world - 3:
             self._onward.append(cell)
         elif cell is not None:
-            self._spare.append(cell)
+            self._cells.give(cell)
 
-    def _reduced(self, cell: _Cell, place: int, a: int, b: int) -> _Cell | None:
+    def _reduced(self, cell: Cell, place: int, a: int, b: int) -> Cell | None:
         """Reduce a block into the cell it came in, which goes on while it is in the cache.
 
         A finished block, and one that many others wait before, goes to ``dst`` instead.
         """
         plan = self._plan
         if plan.quantization != "none":
-            block, cell = cell, self._cell()
-            decode(block.bytes[: block.size], cell.values[: b - a])
-            self._spare.append(block)
-        got = cell.values[: b - a]
+            block, cell = cell, self._cells.take()
+            decode(block.bytes[: block.size], cell.values(self._src.dtype, b - a))
+            self._cells.give(block)
+        got = cell.values(self._src.dtype, b - a)
         finished = place == plan.world - 2
         keep = not finished and len(self._onward) < HELD
         out = got if keep else self._dst[a:b]
@@ -195,23 +230,8 @@ class Lane:
             plan.divide(out)
         if keep:
             return cell
-        self._spare.append(cell)
+        self._cells.give(cell)
         return None
-
-    def _cell(self) -> _Cell:
-        return self._spare.pop() if self._spare else _Cell(self._room, self._src.dtype)
-
-
-class _Cell:
-    """Memory for one block, as ``bytes`` and as ``values``; ``size`` bytes of it came in."""
-
-    __slots__ = ("bytes", "size", "values")
-
-    def __init__(self, room: int, dtype: np.dtype[Any]) -> None:
-        memory = np.empty(room, np.uint8)
-        self.bytes: memoryview = memory.data
-        self.values: Array = memory[: room - room % dtype.itemsize].view(dtype)
-        self.size = 0
 
 
 def reduce_in_memory(

@@ -23,7 +23,7 @@ from shoal.collectives.events import (
     Said,
     Send,
 )
-from shoal.collectives.group import FREE, LINKING, Group, Phase, State
+from shoal.collectives.group import FREE, LINKING, TOPOLOGY_VOTES, Group, Phase, State
 from shoal.collectives.master import step
 from shoal.collectives.packets import (
     Aborting,
@@ -53,6 +53,10 @@ from shoal.collectives.packets import (
 
 Life = Generator[None, Any, None]
 """A peer's program: yields to wait for its next packet."""
+
+
+DECISIVE = {State.VOTE_OPTIMIZE, State.VOTE_OPTIMIZED, State.VOTE_SYNC, State.VOTE_SYNCED}
+"""Votes after which something must happen as soon as all peers are in one of them."""
 
 
 class Violation(AssertionError):
@@ -368,20 +372,18 @@ def _check_group(group: Group) -> None:
     accepted = {m.id for m in group.members.values() if m.phase is Phase.ACCEPTED}
     if set(group.ring) != accepted or len(group.ring) != len(accepted):
         raise Violation(f"the ring {group.ring} is no permutation of {sorted(accepted)}")
+    voters = {peer for op in group.ops.values() for peer in op.votes}
     for member in group.members.values():
-        allowed = FREE | LINKING if member.phase is Phase.REGISTERED else frozenset(State)
-        if member.state not in allowed or (member.state in LINKING and group.round is None):
+        lawful = member.phase is Phase.ACCEPTED or member.state in FREE | LINKING
+        if not lawful or (member.state in LINKING and group.round is None):
             raise Violation(f"{member.id} is {member.phase} and in {member.state}")
-        in_ops = any(member.id in op.votes for op in group.ops.values())
-        if in_ops != (member.state is State.COLLECTIVE):
-            raise Violation(f"{member.id} is in {member.state}, operations: {in_ops}")
+        if (member.id in voters) != (member.state is State.COLLECTIVE):
+            raise Violation(f"{member.id} is in {member.state}, which operations deny")
     if not group.ring and group.waiting and group.round is None and not group.expected:
         raise Violation("peers wait while nobody is there to vote on them")
-    for vote in (State.VOTE_OPTIMIZE, State.VOTE_OPTIMIZED, State.VOTE_SYNC, State.VOTE_SYNCED):
-        if group.all_in(vote):
-            raise Violation(f"all peers are in {vote} and nothing followed")
-    if group.all_in(State.VOTE_ACCEPT, State.VOTE_NO_NEW):
-        raise Violation("all peers voted on the topology and nothing followed")
+    states = {group.members[peer].state for peer in group.ring}
+    if states and ((len(states) == 1 and states <= DECISIVE) or states <= TOPOLOGY_VOTES):
+        raise Violation(f"all peers are in {states} and nothing followed")
     if group.ring and all(group.members[peer].asking for peer in group.ring):
         raise Violation("all peers asked for pending peers and nothing followed")
     for op in group.ops.values():

@@ -22,18 +22,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shoal.collectives.backends import Backend
 from shoal.collectives.errors import TooFewPeers
 from shoal.collectives.quantize import Quantization
 from shoal.collectives.reducing import ReduceInfo
 from shoal.collectives.state import SharedState
+from shoal.training.staging import Floats, Staging
 
 if TYPE_CHECKING:
     import torch
 
-Floats = NDArray[np.float32]
 BUCKET = 16 << 20
 """Elements of a bucket: 64 MiB of f32, one tag each."""
 
@@ -96,8 +95,9 @@ class DiLoCo:
     """Trains ``parameters`` (a model's, or an adapter's alone) with peers.
 
     ``round(train)`` runs one round; ``train`` is H inner steps of any optimiser on the parameters,
-    which are tensors on the CPU in any float type. ``delayed`` hides the traffic behind the next
-    round's computation.
+    which are tensors in any float type, on the CPU or a GPU, whole or sharded
+    (:mod:`shoal.training.staging`). A loop of its own calls :meth:`start` and :meth:`share` around
+    its steps instead. ``delayed`` hides the traffic behind the next round's computation.
     """
 
     def __init__(
@@ -110,20 +110,19 @@ class DiLoCo:
         delayed: bool = False,
         bucket: int = BUCKET,
     ) -> None:
-        self._parameters = list(
-            parameters.values() if isinstance(parameters, Mapping) else parameters
-        )
-        size = sum(parameter.numel() for parameter in self._parameters)
+        self._staging = Staging(parameters)
+        size = self._staging.size
         if not size:
             raise ValueError("There is no parameter to train.")
         self.backend, self.setting = backend, outer
         self._quantization, self._delayed = quantization, delayed
         self._cuts = [(a, min(a + bucket, size)) for a in range(0, size, bucket)]
-        self._outer = np.empty(size, np.float32)
+        self._outer = self._staging.empty()
         self._velocity = np.zeros(size if outer.momentum else 0, np.float32)
-        self._delta = np.empty(size, np.float32)
-        self._gather(self._outer)
-        wide = all(parameter.element_size() >= 4 for parameter in self._parameters)
+        self._delta = self._staging.empty()
+        self._ahead = self._staging.empty() if delayed else self._delta  # measured in flight
+        self._staging.gather(self._outer)
+        wide = all(part.element_size() >= 4 for part in self._staging.parts)
         # what training starts from: the outer parameters as far as half-width ones hold them
         self._start = self._outer if wide else self._outer.copy()
         arrays: dict[str, Any] = {f"outer.{a}": self._outer[a:b] for a, b in self._cuts}
@@ -140,36 +139,41 @@ class DiLoCo:
 
     def round(self, train: Callable[[], object]) -> Round:
         """Synchronise, train, share. Alone, a peer keeps its outer parameters and waits."""
-        return self._delayed_round(train) if self._delayed else self._plain_round(train)
+        self.start()
+        train()
+        return self.share()
+
+    def start(self) -> None:
+        """Synchronise, so that training begins at the outer parameters.
+
+        Delayed, only where a newcomer waits or nobody else is there: otherwise nothing is due.
+        """
+        if self._flight is not None and self.backend.world_size > 1 and not self.backend.pending():
+            return
+        self.finish()
+        self._fetched = self.backend.begin(self.state).rx
+        self._scatter()
+
+    def share(self) -> Round:
+        """Share how far training has come since :meth:`start`, and take the outer step."""
+        if self._delayed:
+            return self._share_delayed()
+        self._measure(self._delta)
+        return self._apply(_average(self.backend, self._buckets(), self._quantization))
 
     def finish(self) -> Round | None:
         """Wait for a pseudo-gradient still in flight and apply it; None where there is none."""
         return self._land() if self._flight is not None else None
 
-    def _plain_round(self, train: Callable[[], object]) -> Round:
-        self._begin()
-        train()
-        self._measure_delta()
-        return self._apply(_average(self.backend, self._buckets(), self._quantization))
-
-    def _delayed_round(self, train: Callable[[], object]) -> Round:
-        if self._flight is None or self.backend.world_size < 2 or self.backend.pending():
-            landed = self.finish()
-            self._begin()
-            if landed is not None:
-                self._scatter()
-        train()
-        earlier = self._flight
-        if earlier is None:
-            self._measure_delta()
+    def _share_delayed(self) -> Round:
+        if self._flight is None:
+            self._measure(self._delta)
             found = Round(self.rounds, (), 0, 0, self._fetched, False)
             self._fetched = 0
         else:
-            progress = np.empty_like(self._delta)
-            self._gather(progress)
-            np.subtract(self._start, progress, out=progress)
+            self._measure(self._ahead)
             found = self._land()
-            self._delta = progress
+            self._delta, self._ahead = self._ahead, self._delta
         self._scatter()
         self._flight = _Flight(self.backend, self._buckets(), self._quantization)
         return found
@@ -178,11 +182,6 @@ class DiLoCo:
         assert self._flight is not None
         flight, self._flight = self._flight, None
         return self._apply(flight.wait())
-
-    def _begin(self) -> None:
-        synced = self.backend.begin(self.state)
-        self._fetched = synced.rx
-        self._scatter()
 
     def _apply(self, infos: list[ReduceInfo] | None) -> Round:
         """Take the outer step, or none where nobody else was there or it does not count."""
@@ -202,32 +201,18 @@ class DiLoCo:
             committed,
         )
 
-    # --- between tensors and flat memory --------------------------------------------------------
-
     def _buckets(self) -> list[Floats]:
         return [self._delta[a:b] for a, b in self._cuts]
 
-    def _measure_delta(self) -> None:
-        self._gather(self._delta)
-        np.subtract(self._start, self._delta, out=self._delta)
-
-    def _gather(self, flat: Floats) -> None:
-        at = 0
-        for parameter in self._parameters:
-            end = at + parameter.numel()
-            flat[at:end] = parameter.detach().float().reshape(-1).numpy()
-            at = end
+    def _measure(self, delta: Floats) -> None:
+        """What training has moved: start − local."""
+        self._staging.gather(delta)
+        np.subtract(self._start, delta, out=delta)
 
     def _scatter(self) -> None:
-        import torch
-
-        flat, at = torch.from_numpy(self._outer), 0
-        for parameter in self._parameters:
-            end = at + parameter.numel()
-            parameter.data.copy_(flat[at:end].view(parameter.shape))
-            at = end
+        self._staging.scatter(self._outer)
         if self._start is not self._outer:
-            self._gather(self._start)
+            self._staging.gather(self._start)
 
 
 def _average(
