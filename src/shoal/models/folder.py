@@ -32,7 +32,7 @@ _DESCRIPTIONS = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-_NAMING = Naming(
+NAMING = Naming(
     layer="model.layers.{index}.{part}",
     parts={
         "attn_norm": "input_layernorm.weight",
@@ -98,9 +98,9 @@ class ModelFolder:
                 where |= dict.fromkeys(opened.keys(), opened)
             present = {name for name in where if not name.endswith("rotary_emb.inv_freq")}
             if config.tied_head:
-                present.discard(_NAMING.others["head"])  # some folders store it all the same
+                present.discard(NAMING.others["head"])  # some folders store it all the same
             yield from fuse(
-                config, _NAMING, present, lambda name: where[name].get_tensor(name), dtype
+                config, NAMING, present, lambda name: where[name].get_tensor(name), dtype
             )
 
     def _config(self, tokenizer: str, settings: dict[str, Any]) -> DecoderConfig:

@@ -75,7 +75,9 @@ class PolicyPart(_Part):
 class SamplerPart(_Part):
     """Who answers. Truncated draws are refused: what they hide cannot be corrected for."""
 
-    kind: Literal["direct"] = "direct"
+    kind: Literal["direct", "engine", "remote", "transformers"] = "direct"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    concurrent: bool = False
     max_tokens: int = Field(default=2, ge=1)
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = 1.0

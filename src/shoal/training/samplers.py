@@ -130,7 +130,7 @@ def draw(
     logprobs: list[list[float]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
     for index in range(drawing.max_tokens):
-        chosen, logp = _choose(cache.logits_BV, [seeds[row] for row in alive], index, drawing)
+        chosen, logp = choose(cache.logits_BV, [seeds[row] for row in alive], index, drawing)
         for row, token, value in zip(alive, chosen, logp, strict=True):
             tokens[row].append(token)
             logprobs[row].append(value)
@@ -146,10 +146,13 @@ def draw(
     ]
 
 
-def _choose(
+def choose(
     logits_BV: torch.Tensor, seeds: Sequence[int], index: int, drawing: Drawing
 ) -> tuple[list[int], list[float]]:
-    """Tokens by inverting the cumulative distribution; the likeliest at temperature 0."""
+    """Tokens [B] by inverting the cumulative distribution, and their log-probabilities.
+
+    The likeliest at temperature 0. A draw depends on its seed and ``index`` alone.
+    """
     logp_BV = torch.log_softmax(logits_BV.float() / (drawing.temperature or 1.0), -1)
     if drawing.temperature == 0:
         chosen_B1 = logp_BV.argmax(-1, keepdim=True)

@@ -28,6 +28,7 @@ def build(
     forward: Forward = distinct,
     reward: Reward | None = None,
     make: Callable[[], Environment] | None = None,
+    sampler: Sampler | None = None,
 ) -> Trainer:
     """The trainer of a run file; what is given is taken in place of what the file names.
 
@@ -37,7 +38,7 @@ def build(
     make = make or partial(open_environment, config.environment.name, config.environment.options)
     env = make()
     policy = policy or open_policy(config, env)
-    sampler = open_sampler(config, policy)
+    sampler = sampler or open_sampler(config, policy)
     runner = GroupRunner(
         make,
         policy,
@@ -91,5 +92,22 @@ def open_policy(config: RunConfig, env: Environment) -> Policy:
 
 
 def open_sampler(config: RunConfig, policy: Policy) -> Sampler:
-    """The sampler a run file names."""
+    """The sampler a run file names. A remote one is given, as it needs a way to new weights.
+
+    Raises :class:`ConfigError` for a sampler that cannot be opened by name.
+    """
+    part = config.sampler
+    if part.kind == "engine":
+        from shoal.training.engine_sampler import EngineSampler
+
+        return EngineSampler(policy, dtype=part.dtype, concurrent=part.concurrent)
+    if part.kind == "transformers":
+        from shoal.training.transformers_sampler import TransformersSampler
+
+        return TransformersSampler(policy)
+    if part.kind == "remote":
+        raise ConfigError(
+            "A remote sampler needs a way to hand it new weights: build one with "
+            "shoal.training.remote_sampler and give it to shoal.training.setup.build."
+        )
     return DirectSampler(policy)
