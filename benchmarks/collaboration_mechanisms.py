@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,41 +29,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal import agents
-from shoal.agents import Agent, Protocol, Team
+from shoal.agents import Team
 from shoal.core.claims import Bench
-from shoal.core.records import Message
-from shoal.core.rng import uniform
-from shoal.core.stats import difference_interval, majority_accuracy, wilson_interval
+from shoal.core.stats import difference_interval, wilson_interval
 from shoal.engine.scripted import ScriptedEngine
 
 if str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
-from collaboration import killing, laws, rivals, small_model
+from collaboration import growth, killing, laws, plays, rings, small_model, voting
 
 TEAMS = Path(__file__).parents[1] / "examples" / "teams"
 
-ACCURACY = 0.6
-WEAK = 0.4
-ALL_SIZES = (1, 3, 5, 7, 9)
-CURVES = (  # accuracy, how often one cause moves all, group sizes
-    (ACCURACY, 0.0, ALL_SIZES),
-    (ACCURACY, 0.3, (1, 5, 9)),
-    (ACCURACY, 1.0, (1, 9)),
-    (WEAK, 0.0, ALL_SIZES),
-)
-
-ROUNDS = 8
-WORDS = (38, 42)  # the shortest and the longest answer; all lengths between are as likely
-LENGTH = sum(WORDS) / 2 + 2  # mean length as others read it, after "NAME said:"
-
 PEERS = ("langgraph", "autogen_agentchat")
-RUNNERS = {
-    "shoal": rivals.ring_of_shoal,
-    "langgraph": rivals.ring_of_langgraph,
-    "autogen": rivals.ring_of_autogen,
-}
 
 
 def run(bench: Bench) -> None:
@@ -76,9 +53,9 @@ def run(bench: Bench) -> None:
         f"Mechanisms: the 30 team files, run dry. Laws: {draws:,} team runs a cell; members answer "
         "right with a known probability; with probability ρ all members of a run share one draw. "
         "A cell holds within 3 standard errors of its closed form. "
-        f"Growth: {runs} runs of {ROUNDS} rounds a cell, answers of {WORDS[0]} "
-        f"to {WORDS[1]} words. Carried tokens are those of a round's prompts beyond the first "
-        "round's; computed tokens are what an ideal prefix cache leaves of all prompt tokens. All "
+        f"Growth: {runs} runs of {growth.ROUNDS} rounds a cell, answers of {growth.WORDS[0]} "
+        f"to {growth.WORDS[1]} words. Carried tokens are those of a round's prompts beyond the "
+        "first round's; computed tokens are what an ideal prefix cache leaves of all tokens. All "
         "this goes through the team scheduler and its event log, with a scripted engine that "
         "counts words as tokens. Overhead: a ring of null members that speak one after the other, "
         "CPU time of one process, warmed up, the frameworks alternating; shoal writes every turn "
@@ -138,14 +115,14 @@ def _python_rows() -> ModuleType:
 def voting_law(bench: Bench, draws: int) -> None:
     """Plurality accuracy by group size and share of common causes, and its plot."""
     cells = [
-        Cell(size, accuracy, cause)
-        for accuracy, cause, sizes in CURVES
+        voting.Cell(size, accuracy, cause)
+        for accuracy, cause, sizes in voting.CURVES
         for size in bench.pick(full=sizes, smoke=tuple(s for s in sizes if s in (1, 3, 9)))
     ]
-    outcomes: dict[Cell, NDArray[np.bool_]] = {}
+    outcomes: dict[voting.Cell, NDArray[np.bool_]] = {}
     for cell in bench.track(cells, "voting"):
         seeds = [bench.seed_of(cell, i) for i in range(draws)]
-        outcomes[cell] = asyncio.run(ask_panel(cell, seeds))
+        outcomes[cell] = asyncio.run(voting.ask_panel(cell, seeds))
         accuracy = wilson_interval(int(outcomes[cell].sum()), draws)
         bench.arm(f"plurality of {cell}", accuracy=accuracy, closed_form=cell.law)
         error = 3 * math.sqrt(cell.law * (1 - cell.law) / draws)
@@ -153,7 +130,7 @@ def voting_law(bench: Bench, draws: int) -> None:
             f"plurality of {cell}", accuracy, at_least=cell.law - error, at_most=cell.law + error
         )
     for cause in (0.0, 1.0):
-        most, one = Cell(9, ACCURACY, cause), Cell(1, ACCURACY, cause)
+        most, one = voting.Cell(9, voting.ACCURACY, cause), voting.Cell(1, voting.ACCURACY, cause)
         gain = difference_interval(outcomes[most], outcomes[one], seed=bench.seed)
         error = 3 * math.sqrt(sum(cell.law * (1 - cell.law) for cell in (most, one)) / draws)
         bench.verdict(
@@ -165,54 +142,13 @@ def voting_law(bench: Bench, draws: int) -> None:
     plot_votes(bench, outcomes)
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A group of voters: its size, each one's accuracy, and how often one cause moves all."""
-
-    size: int
-    accuracy: float
-    cause: float
-
-    @property
-    def law(self) -> float:
-        """Accuracy of the plurality: one voter's under a common cause, else Condorcet's."""
-        alone = majority_accuracy(self.size, self.accuracy)
-        return self.cause * self.accuracy + (1 - self.cause) * alone
-
-    def __str__(self) -> str:
-        return f"{self.size}, accuracy {self.accuracy:g}, ρ={self.cause:g}"
-
-
-async def ask_panel(cell: Cell, seeds: list[int]) -> NDArray[np.bool_]:
-    """Whether the plurality is right, in one run of the team a seed."""
-
-    def answer(messages: tuple[Message, ...], seed: int) -> str:
-        question = messages[-1].content.partition("\n")[0]
-        common = uniform(question, "is there a common cause") < cell.cause
-        drawn = uniform(question if common else seed, "answer")
-        return "right" if drawn < cell.accuracy else "wrong"
-
-    team = Team(
-        "panel",
-        (Agent("voter", copies=cell.size),),
-        Protocol(turn="all", reduce="vote(plurality)", until="rounds(1)"),
-        channels="none",
-    )
-    right = np.zeros(len(seeds), np.bool_)
-    for i, seed in enumerate(seeds):
-        engine = ScriptedEngine(answer)
-        result = await agents.run(team, f"Question {seed}", engine=engine, seed=seed)
-        right[i] = result.result == "right"
-    return right
-
-
-def plot_votes(bench: Bench, outcomes: dict[Cell, NDArray[np.bool_]]) -> None:
+def plot_votes(bench: Bench, outcomes: dict[voting.Cell, NDArray[np.bool_]]) -> None:
     """Law as lines, measurements as points with 95 % intervals."""
     caption = (
         "Accuracy of the plurality: closed form (lines), measured with 95 % intervals (points)"
     )
     with bench.plot("voting", caption) as (axes,):
-        for accuracy, cause, _ in CURVES:
+        for accuracy, cause, _ in voting.CURVES:
             cells = [c for c in outcomes if (c.accuracy, c.cause) == (accuracy, cause)]
             sizes = [cell.size for cell in cells]
             label = f"accuracy {accuracy:g}, ρ={cause:g}"
@@ -227,7 +163,7 @@ def plot_votes(bench: Bench, outcomes: dict[Cell, NDArray[np.bool_]]) -> None:
                 markersize=4,
                 color=line.get_color(),
             )
-        axes.set(xlabel="agents N", ylabel="accuracy of the plurality", xticks=ALL_SIZES)
+        axes.set(xlabel="agents N", ylabel="accuracy of the plurality", xticks=voting.ALL_SIZES)
         axes.legend(fontsize=8)
 
 
@@ -235,7 +171,9 @@ def other_laws(bench: Bench, draws: int) -> None:
     """Cascade, gate, judge, debate and pruning: accuracy and turns by their closed forms."""
     kept = bench.pick(full=laws.FULL, smoke=laws.SMOKE)
     for law in bench.track(kept, "laws"):
-        right, turns = asyncio.run(obey(law, [bench.seed_of(law.name, i) for i in range(draws)]))
+        right, turns = asyncio.run(
+            laws.obey(law, [bench.seed_of(law.name, i) for i in range(draws)])
+        )
         accuracy = wilson_interval(int(right.sum()), draws)
         spent = float(turns.mean())
         bench.arm(
@@ -252,46 +190,16 @@ def other_laws(bench: Bench, draws: int) -> None:
         )
 
 
-async def obey(law: laws.Law, seeds: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Whether each run of the law's team is right, and how many turns its members took."""
-    right, turns = np.zeros(len(seeds), np.bool_), np.zeros(len(seeds), np.int64)
-    for i, seed in enumerate(seeds):
-        engine = ScriptedEngine(law.answer, sharing=False)
-        result = await agents.run(law.team, f"Question {seed}", engine=engine, seed=seed)
-        right[i] = result.result == "right"
-        turns[i] = sum(step.usage.prompt_tokens > 0 for step in result.episode.steps)
-    return right, turns
-
-
-@dataclass(frozen=True, slots=True)
-class Topology:
-    """Channels, and how many messages they carry to all members in round ``r`` (from 1)."""
-
-    name: str
-    law: str
-    channels: str
-    messages: Callable[[int, int], int]
-
-
-TOPOLOGIES = (
-    Topology("full-transcript mesh", "N²(r-1)", "mesh(all)", lambda n, r: n * n * (r - 1)),
-    Topology(
-        "full-transcript star", "2(N-1)(r-1)", "star(a1, all)", lambda n, r: 2 * (n - 1) * (r - 1)
-    ),
-    Topology("last-view mesh", "N²", "mesh(last)", lambda n, r: n * n * (r > 1)),
-)
-
-
 def growth_law(bench: Bench, runs: int, sizes: tuple[int, ...]) -> None:
     """Tokens that channels carry, by topology, group size and round, and their plot."""
-    cells = [(topology, size) for topology in TOPOLOGIES for size in sizes]
+    cells = [(topology, size) for topology in growth.TOPOLOGIES for size in sizes]
     carried: dict[tuple[str, int], NDArray[np.float64]] = {}
     errors: dict[str, float] = {}
     for topology, size in bench.track(cells, "growth"):
         seeds = [bench.seed_of(topology.name, size, i) for i in range(runs)]
-        asked, computed = asyncio.run(tokens_by_round(topology, size, seeds))
+        asked, computed = asyncio.run(growth.tokens_by_round(topology, size, seeds))
         measured = carried[topology.name, size] = asked - asked[0]
-        law = predicted(topology, size)
+        law = growth.predicted(topology, size)
         error = float(np.abs(measured[1:] / law[1:] - 1).max())
         errors[topology.name] = max(error, errors.get(topology.name, 0.0))
         bench.arm(
@@ -302,7 +210,7 @@ def growth_law(bench: Bench, runs: int, sizes: tuple[int, ...]) -> None:
             asked_in_round_8=asked[-1],
             computed_in_round_8=computed[-1],
         )
-    for topology in TOPOLOGIES:
+    for topology in growth.TOPOLOGIES:
         bench.verdict(
             f"{topology.name} carries {topology.law} messages in round r: largest relative error",
             errors[topology.name],
@@ -311,55 +219,27 @@ def growth_law(bench: Bench, runs: int, sizes: tuple[int, ...]) -> None:
     plot_growth(bench, carried, sizes)
 
 
-def predicted(topology: Topology, size: int) -> NDArray[np.float64]:
-    """Carried tokens by the law, [ROUNDS]."""
-    return LENGTH * np.array([topology.messages(size, r) for r in range(1, ROUNDS + 1)], float)
-
-
-async def tokens_by_round(
-    topology: Topology, size: int, seeds: list[int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Prompt tokens of all members, asked for and computed, mean over the runs, [ROUNDS] each."""
-    team = Team(
-        "group",
-        tuple(Agent(f"a{i}") for i in range(1, size + 1)),
-        Protocol(turn="all", reduce="last", until=f"rounds({ROUNDS})"),
-        channels=topology.channels,
-        task="Talk.",
-    )
-    asked, computed = np.zeros(ROUNDS), np.zeros(ROUNDS)
-    for seed in seeds:
-        result = await agents.run(team, engine=ScriptedEngine(talk), seed=seed)
-        for step in result.episode.steps:
-            asked[step.superstep] += step.usage.prompt_tokens
-            computed[step.superstep] += step.usage.computed_prompt_tokens
-    return asked / len(seeds), computed / len(seeds)
-
-
-def talk(messages: tuple[Message, ...], seed: int) -> str:
-    """An answer of seeded length whose words occur nowhere else."""
-    least, most = WORDS
-    count = least + int(uniform(seed, "length") * (most - least + 1))
-    return " ".join(f"w{seed}" for _ in range(count))
-
-
 def plot_growth(
     bench: Bench, carried: dict[tuple[str, int], NDArray[np.float64]], sizes: tuple[int, ...]
 ) -> None:
     """Growth with the round at the largest group, and with the group at the last round."""
-    rounds = np.arange(1, ROUNDS + 1)
+    rounds = np.arange(1, growth.ROUNDS + 1)
     largest = max(sizes)
     caption = "Tokens that channels carry in a round: law (lines) and measured (points)"
     with bench.plot("growth", caption, panels=2) as (by_round, by_size):
-        for topology in TOPOLOGIES:
-            (line,) = by_round.plot(rounds, predicted(topology, largest), label=topology.name)
+        for topology in growth.TOPOLOGIES:
+            (line,) = by_round.plot(
+                rounds, growth.predicted(topology, largest), label=topology.name
+            )
             color = line.get_color()
             by_round.plot(rounds, carried[topology.name, largest], "o", ms=4, color=color)
-            by_size.plot(sizes, [predicted(topology, n)[-1] for n in sizes], color=color)
+            by_size.plot(sizes, [growth.predicted(topology, n)[-1] for n in sizes], color=color)
             last = [carried[topology.name, n][-1] for n in sizes]
             by_size.plot(sizes, last, "o", ms=4, color=color)
         by_round.set(xlabel=f"round r (N={largest})", ylabel="tokens carried in the round")
-        by_size.set(xlabel=f"agents N (r={ROUNDS})", xscale="log", yscale="log", xticks=sizes)
+        by_size.set(
+            xlabel=f"agents N (r={growth.ROUNDS})", xscale="log", yscale="log", xticks=sizes
+        )
         by_size.set_xticks(sizes, map(str, sizes))
         by_size.minorticks_off()
         by_round.legend(fontsize=8)
@@ -368,12 +248,12 @@ def plot_growth(
 def equal_traces(bench: Bench) -> None:
     """Who heard and said what, in three frameworks."""
     equal = {"langgraph": 0, "autogen": 0}
-    for play in rivals.PLAYS.values():
-        ours = asyncio.run(rivals.with_shoal(play))
-        equal["langgraph"] += ours == rivals.with_langgraph(play)
-        equal["autogen"] += ours == asyncio.run(rivals.with_autogen(play))
+    for play in plays.PLAYS.values():
+        ours = asyncio.run(plays.with_shoal(play))
+        equal["langgraph"] += ours == plays.with_langgraph(play)
+        equal["autogen"] += ours == asyncio.run(plays.with_autogen(play))
     for name, count in equal.items():
-        bench.arm(f"traces equal to {name}", rows=count, of=len(rivals.PLAYS))
+        bench.arm(f"traces equal to {name}", rows=count, of=len(plays.PLAYS))
         bench.verdict(f"rows whose trace equals that of {name}", float(count), at_least=6)
 
 
@@ -388,7 +268,7 @@ def overhead(bench: Bench, *, peers: bool) -> None:
     }
     for size in bench.track(sizes["shoal"], "overhead"):
         race = {
-            name: RUNNERS[name](size, max(turns, size)) for name in names if size in sizes[name]
+            name: rings.RINGS[name](size, max(turns, size)) for name in names if size in sizes[name]
         }
         for work in race.values():
             work()
@@ -495,5 +375,8 @@ def real_model(bench: Bench) -> None:
         )
         if "off" not in name and not name.startswith("single"):
             bench.verdict(f"prefill saved, {name}", saved, at_least=0.5)
+    most = max(one.most_generated for one in outcomes.values())
+    bench.verdict("tokens any arm generated for an item", float(most),
+                  at_most=small_model.GENERATED)  # fmt: skip
     least = min(one.common for one in outcomes.values())
     bench.verdict("least share of system text in any prompt", least, at_least=0.5)

@@ -12,9 +12,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal import agents
 from shoal.agents import Agent, Protocol, Team
 from shoal.core.records import Message
 from shoal.core.rng import uniform
+from shoal.engine.scripted import ScriptedEngine
 
 Answer = Callable[[tuple[Message, ...], int], str]
 
@@ -161,6 +166,17 @@ def pruned(chances: tuple[float, ...], keep: int) -> Law:
 
 def _odds(chances: tuple[float, ...], outcome: tuple[int, ...]) -> float:
     return math.prod(c if x else 1 - c for c, x in zip(chances, outcome, strict=True))
+
+
+async def obey(law: Law, seeds: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Whether each run of the law's team is right, and how many turns its members took."""
+    right, turns = np.zeros(len(seeds), np.bool_), np.zeros(len(seeds), np.int64)
+    for i, seed in enumerate(seeds):
+        engine = ScriptedEngine(law.answer, sharing=False)
+        result = await agents.run(law.team, f"Question {seed}", engine=engine, seed=seed)
+        right[i] = result.result == "right"
+        turns[i] = sum(step.usage.prompt_tokens > 0 for step in result.episode.steps)
+    return right, turns
 
 
 FULL: tuple[Law, ...] = (

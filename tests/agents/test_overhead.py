@@ -1,9 +1,12 @@
-"""The scheduler is cheap: its own CPU time a turn, with an engine that does nothing."""
+"""The scheduler is cheap: function calls a turn, which no busy machine changes.
+
+Milliseconds beside other frameworks are the claim's business (benchmarks/collaboration).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,27 +28,47 @@ class NullEngine:
         return [self.done] * len(requests)
 
 
-def cpu_ms_a_turn(size: int, rounds: int, channels: str, turn: str = "all") -> float:
-    """The least of five runs."""
+def calls_a_turn(size: int, rounds: int, channels: str, turn: str = "all") -> float:
+    """Python and C functions called in a whole run, divided by its turns."""
     names = [f"m{i:04}" for i in range(size)]
     team = Team("t", members(*names), protocol(turn, until=f"rounds({rounds})"), channels)
     engine: Any = NullEngine()
-    times = []
-    for _ in range(5):
-        began = time.process_time()
+
+    def work() -> int:
         result = asyncio.run(run(team, "task", "material " * 50, engine=engine))
-        times.append((time.process_time() - began) / len(result.episode.steps) * 1000)
-    return min(times)
+        return len(result.episode.steps)
+
+    work()  # rules are parsed once
+    calls = 0
+
+    def count(frame: object, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        turns = work()
+    finally:
+        sys.setprofile(before)
+    return calls / turns
 
 
 @pytest.mark.parametrize("channels", ["mesh", "ring"])
-def test_a_turn_of_four_members_costs_less_than_a_fifth_of_a_millisecond(channels: str) -> None:
-    assert cpu_ms_a_turn(4, 60, channels) < 0.2
+def test_a_turn_of_four_members_takes_few_calls(channels: str) -> None:
+    assert calls_a_turn(4, 60, channels) < 250
 
 
-def test_a_turn_costs_about_the_same_in_the_last_round_as_in_the_first() -> None:
-    assert cpu_ms_a_turn(4, 200, "mesh") < 2 * cpu_ms_a_turn(4, 25, "mesh")
+@pytest.mark.parametrize("channels", ["mesh", "ring"])
+def test_a_turn_takes_as_many_calls_in_the_last_round_as_in_the_first(channels: str) -> None:
+    assert calls_a_turn(4, 200, channels) < 1.1 * calls_a_turn(4, 25, channels)
 
 
-def test_a_turn_costs_about_the_same_among_many() -> None:
-    assert cpu_ms_a_turn(256, 2, "ring") < 2 * cpu_ms_a_turn(4, 60, "ring")
+def test_a_turn_takes_hardly_more_calls_among_many() -> None:
+    among = {size: calls_a_turn(size, 2, "ring") for size in (64, 256, 1024)}
+    assert among[1024] < 1.1 * among[256] < 1.21 * among[64]
+
+
+def test_one_speaker_a_time_costs_no_more_among_many() -> None:
+    few, many = (calls_a_turn(size, 2, "ring", "round_robin") for size in (64, 512))
+    assert many < 1.3 * few

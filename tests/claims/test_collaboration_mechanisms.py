@@ -32,20 +32,20 @@ def test_the_closed_form_equals_the_sum_over_all_outcomes(claim, size, cause):
     for votes in itertools.product((0, 1), repeat=size):
         weight = p ** sum(votes) * (1 - p) ** (size - sum(votes))
         alone += weight * (2 * sum(votes) > size)
-    assert claim.Cell(size, p, cause).law == pytest.approx(cause * p + (1 - cause) * alone)
+    assert claim.voting.Cell(size, p, cause).law == pytest.approx(cause * p + (1 - cause) * alone)
 
 
 @pytest.mark.parametrize("size", [2, 5])
 @pytest.mark.parametrize("place", range(3))
 async def test_each_topology_carries_exactly_as_many_messages_as_its_law_says(claim, place, size):
-    topology = claim.TOPOLOGIES[place]
+    topology = claim.growth.TOPOLOGIES[place]
     team = Team(
         "group",
         tuple(Agent(f"a{i}") for i in range(1, size + 1)),
         Protocol(until="rounds(4)"),
         channels=topology.channels,
     )
-    result = await agents.run(team, "Talk.", engine=ScriptedEngine(claim.talk))
+    result = await agents.run(team, "Talk.", engine=ScriptedEngine(claim.growth.talk))
     for r in range(1, 5):
         heard = sum(len(s.seen) for s in result.episode.steps if s.superstep == r - 1)
         assert heard == topology.messages(size, r)

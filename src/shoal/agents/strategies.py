@@ -8,7 +8,7 @@ and where it cannot be, the member answers with what it has.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,7 @@ from shoal.core import rng
 from shoal.core.budget import Reservation
 from shoal.core.errors import BudgetExhausted, EngineError
 from shoal.core.log import EventLog
-from shoal.core.protocols import Completion, Engine, Grammar, OnDelta, Request
+from shoal.core.protocols import Completion, Engine, Grammar, OnDelta, Request, Sampling
 from shoal.core.records import Message, ToolCall, Usage
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ class Session:
         if self._requests:
             seed = rng.seed_of(seed, "request", self._requests)
         sampling = replace(self.job.sampling, seed=seed, max_tokens=max_tokens)
+        if grammar is not None:
+            sampling = held(sampling, grammar.value if grammar.kind == "choice" else ())
         self._requests += 1
         (completion,) = await self.engine.generate([Request(messages, sampling, grammar)], on_delta)
         self.usage += completion.usage
@@ -153,6 +155,16 @@ class Session:
         if completion.error is not None or completion.finish in ("error", "cancelled"):
             raise EngineError(completion.error or f"the engine gave up ({completion.finish})")
         return completion
+
+
+def held(sampling: Sampling, choices: Sequence[str] = ()) -> Sampling:
+    """The same for an answer that a grammar holds: nothing may cut it short before its end.
+
+    A token stands for a byte at least, so a choice never has more tokens than bytes.
+    """
+    longest = max((len(choice.encode()) for choice in choices), default=0)
+    most = max(sampling.max_tokens, longest + 1)
+    return replace(sampling, max_tokens=most, min_tokens=0, stop=())
 
 
 Strategy = Callable[[Session], Awaitable[Completion]]

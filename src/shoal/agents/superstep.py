@@ -12,6 +12,7 @@ from shoal.agents.outside import Outside
 from shoal.agents.payloads import Heard
 from shoal.agents.prompt import PromptWriter, handing_back, split_common
 from shoal.agents.state import State
+from shoal.agents.strategies import held
 from shoal.agents.team import Agent, Team
 from shoal.agents.turns import Turn
 from shoal.core import rng
@@ -177,7 +178,7 @@ class SuperstepRunner:
                     superstep=state.superstep,
                     prompt=self._writer.messages(turn, common, private),
                     seen=keys[id(inbox)],
-                    sampling=self._sampling(name, label),
+                    sampling=self._sampling(turn, label),
                     budget=self._budgets[name],
                     recorded=context.recorded.get(key),
                     model=model_of(state.member[name]),
@@ -192,10 +193,12 @@ class SuperstepRunner:
         jobs.sort(key=lambda job: job.key)
         return jobs
 
-    def _sampling(self, name: str, label: str) -> Sampling:
-        member = self._state.member[name]
+    def _sampling(self, turn: Turn, label: str) -> Sampling:
+        member = self._state.member[turn.member]
         sampling = member.sampling if isinstance(member, Agent) else Sampling()
         seed = rng.seed_of(self._context.seed, self._scope + label, self._state.superstep)
+        if turn.choices:
+            sampling = held(sampling, turn.choices)
         return replace(sampling, seed=seed)
 
     def _admit(self, job: Job, *, hand_back: bool) -> bool:

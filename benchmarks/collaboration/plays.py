@@ -1,4 +1,4 @@
-"""The same mechanisms in LangGraph and AutoGen, for equal traces and for the cost of a turn.
+"""The same mechanisms in LangGraph and AutoGen: who heard and said what, for equal traces.
 
 Each framework is used as its documentation shows: nodes and edges that return commands there,
 group chats, swarms and graph flows here. Members are functions ``say(name, heard)`` of who they
@@ -8,7 +8,6 @@ and visibility are. What a member hears of the messages a framework hands it, it
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -16,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from shoal.agents import Script, Team, TeamResult, load_team, run
-from shoal.agents.team import Agent
+from shoal.agents import TeamResult, load_team, run
 from shoal.core.records import Message
 from shoal.engine.scripted import ScriptedEngine
 
@@ -113,9 +111,13 @@ class Cast:
     def say(self, name: str, said: Sequence[Said]) -> str:
         """A member's next words; what it heard of ``said`` is kept."""
         heard = tuple(text for _, text in self.play.views[name](name, said))
-        text = next(self._words[name])
+        text = self.words(name)
         self.turns.append((name, heard, text))
         return text
+
+    def words(self, name: str) -> str:
+        """A member's next words."""
+        return next(self._words[name])
 
     def choose(self, name: str) -> str:
         """A member's next choice."""
@@ -141,7 +143,7 @@ async def with_shoal(play: Play) -> Turns:
         name = tail.split(".")[0]
         if "Answer with one of these words only" in tail:
             return script.choose(name)
-        return next(script._words[name])
+        return script.words(name)
 
     result = await run(team, engine=ScriptedEngine(answer))
     return trace_of(result)
@@ -374,78 +376,3 @@ def _NoModel() -> Any:  # noqa: N802
 
     stub = dict.fromkeys(ChatCompletionClient.__abstractmethods__)
     return type("NoModel", (ChatCompletionClient,), stub)()
-
-
-# -- the cost of a turn ---------------------------------------------------------------------
-
-
-def ring_of_shoal(size: int, turns: int) -> Callable[[], Any]:
-    """A ring of null members that speak one after the other, as a callable to be timed."""
-    script = Script(lambda messages, seed: "ok")
-    names = [f"m{i:04}" for i in range(size)]
-    from shoal.agents import Protocol
-
-    team = Team(
-        "ring",
-        tuple(Agent(name, model=script) for name in names),
-        Protocol("round_robin", "last", f"turns({turns})"),
-        channels="ring",
-    )
-    engine = ScriptedEngine("ok")
-
-    def work() -> Any:
-        result = asyncio.run(run(team, "Go.", engine=engine))
-        assert len(result.episode.steps) == turns
-        return result
-
-    return work
-
-
-def ring_of_langgraph(size: int, turns: int) -> Callable[[], Any]:
-    """The same as a state graph whose state keeps the last message."""
-    from langgraph.graph import END, START, StateGraph
-
-    class Last(TypedDict):
-        text: str
-        turns: int
-
-    graph = StateGraph(Last)
-    for i in range(size):
-        graph.add_node(f"m{i}", lambda state: {"text": "ok", "turns": state["turns"] + 1})
-    graph.add_edge(START, "m0")
-    for i in range(size):
-        after = f"m{(i + 1) % size}"
-        graph.add_conditional_edges(
-            f"m{i}", lambda state, after=after: END if state["turns"] >= turns else after
-        )
-    compiled = graph.compile()
-
-    def work() -> Any:
-        state = asyncio.run(
-            compiled.ainvoke({"text": "Go.", "turns": 0}, {"recursion_limit": turns + 5})
-        )
-        assert state["turns"] == turns
-        return state
-
-    return work
-
-
-def ring_of_autogen(size: int, turns: int) -> Callable[[], Any]:
-    """The same as a round-robin group chat."""
-    from autogen_agentchat.conditions import MaxMessageTermination
-    from autogen_agentchat.messages import TextMessage
-    from autogen_agentchat.teams import RoundRobinGroupChat
-
-    def work() -> Any:
-        def member(name: str) -> Any:
-            return autogen_agent(name, lambda said: TextMessage(content="ok", source=name))
-
-        team = RoundRobinGroupChat(
-            [member(f"m{i}") for i in range(size)],
-            termination_condition=MaxMessageTermination(turns + 1),
-        )
-        result = asyncio.run(team.run(task="Go."))
-        assert len(result.messages) == turns + 1
-        return result
-
-    return work
