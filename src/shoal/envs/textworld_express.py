@@ -66,11 +66,11 @@ class TextWorldExpress:
         """Words of a few games along their gold paths, played once; later words are unknown."""
         known: set[str] = {">"}
         for seed in range(30):
-            known.update(_WORD.findall(self.reset(seed).lower()))
+            known.update(_WORD.findall(self.reset(seed)))
             for action in [*self._gold, "inventory"]:
-                known.update(_WORD.findall(self.step(action).observation.lower()))
+                known.update(_WORD.findall(self.step(action).observation))
                 for valid in self.admissible_actions():
-                    known.update(_WORD.findall(valid.lower()))
+                    known.update(_WORD.findall(valid))
         return tuple(sorted(known))
 
     def reset(self, seed: int) -> str:

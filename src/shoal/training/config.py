@@ -144,6 +144,7 @@ class WarmStartPart(_Part):
     updates: int = Field(default=0, ge=0)
     noise: float = Field(default=0.3, ge=0, le=1)
     tasks: int = Field(default=16, ge=1)
+    rows: int = Field(default=256, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     until: float | None = Field(default=None, gt=0, le=1)
 

@@ -27,6 +27,7 @@ from shoal.models.weights import layout
 
 END, UNKNOWN = "<end>", "<unknown>"
 _REMEMBERED = 65_536
+_SPACE = "\u0120"  # how byte-level vocabularies spell a space
 
 
 @dataclass(slots=True, eq=False)
@@ -157,9 +158,11 @@ def hub_policy(name: str, *, device: str = "cpu") -> Policy:
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """One token a word or sign; what is not known is one token for all."""
+    """One token a word or sign, with a space before it or not; the unknown is one token."""
     alphabet = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    pieces = sorted({piece for word in words for piece, _ in alphabet.pre_tokenize_str(word)})
+    spelled = {piece for word in words for piece, _ in alphabet.pre_tokenize_str(word)}
+    bare = {piece.lstrip(_SPACE) for piece in spelled}
+    pieces = sorted(spelled | {sign for sign in bare if sign and not any(map(str.isalnum, sign))})
     vocabulary = {END: 0, UNKNOWN: 1, **{piece: 2 + place for place, piece in enumerate(pieces)}}
     backend = Backend(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.pre_tokenizer = alphabet

@@ -20,8 +20,6 @@ from shoal.training.policies import Policy
 from shoal.training.rollout import GroupRunner
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
-ROWS = 256
-"""Rows of one update."""
 PROBE = 10
 """Updates between two looks at the success, where the run file says when to stop."""
 
@@ -70,12 +68,13 @@ def imitate(
     forward: Forward,
     *,
     updates: int,
+    rows: int,
     lr: float,
     max_tokens: int,
     seed: int = 0,
     first: int = 0,
 ) -> float:
-    """Maximum likelihood on pairs; the last update's loss. Updates are numbered from ``first``.
+    """Maximum likelihood on ``rows`` pairs an update, numbered from ``first``; the last loss.
 
     Only the tokens that the sampler may draw are learned: with one token an answer, no end is.
     """
@@ -83,7 +82,7 @@ def imitate(
     told = 0.0
     for update in range(first, first + updates):
         rng = generator("imitation", seed, update)
-        chosen = rng.integers(0, len(pairs), min(ROWS, len(pairs)))
+        chosen = rng.integers(0, len(pairs), min(rows, len(pairs)))
         prompts = [pairs[at][0] for at in chosen]
         actions = [pairs[at][1][:max_tokens] for at in chosen]
         loss = -forward(policy, prompts, actions).logp_A.mean()
@@ -113,6 +112,7 @@ async def warm_start(
             pairs,
             forward,
             updates=count,
+            rows=part.rows,
             lr=part.lr,
             max_tokens=config.sampler.max_tokens,
             seed=config.seed,
