@@ -79,7 +79,7 @@ def join(
     """Join as a peer: reduce arrays and say how fast, or train on a text."""
     from shoal.collectives import Communicator
 
-    shared = _required(token)
+    shared = required_token(token)
     content = _read(text) if text else None
     with Communicator(address, token=shared, group=group, pool=pool, host=host) as peer:
         console.print(f"joined as {peer.id}", highlight=False) if not json else None
@@ -126,7 +126,7 @@ def status(address: str = ADDRESS, token: str | None = TOKEN, json: bool = JSON)
 
     from shoal.collectives.observe import observe
 
-    found = observe(address, _required(token))
+    found = observe(address, required_token(token))
     if json:
         print_json(found)
         return
@@ -150,7 +150,8 @@ def status(address: str = ADDRESS, token: str | None = TOKEN, json: bool = JSON)
         console.print(table)
 
 
-def _required(token: str | None) -> str:
+def required_token(token: str | None) -> str:
+    """The token itself; raises :class:`ConfigError` where none was given."""
     if not token:
         raise ConfigError("Peers need the master's token: give --token or SHOAL_PEERS_TOKEN.")
     return token

@@ -11,9 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 from shoal.cli.console import console, print_json
+from shoal.cli.peers import TOKEN, required_token
 
 if TYPE_CHECKING:
     from shoal.core.runs import Run
+    from shoal.training.loop import Trainer
     from shoal.training.run import Ended
 
 
@@ -37,9 +39,12 @@ def run(
     file: Path = typer.Argument(help="The run file, TOML."),
     iterations: int | None = typer.Option(None, min=1, help="In place of the file's."),
     seed: int | None = typer.Option(None, help="In place of the file's."),
+    peers: str | None = typer.Option(None, help="A master, host:port: train with its peers."),
+    token: str | None = TOKEN,
+    share_every: int = typer.Option(1, min=1, help="Iterations between exchanges with peers."),
     json: bool = JSON,
 ) -> None:
-    """Train as a run file says."""
+    """Train as a run file says, alone or with peers that come and go."""
     from shoal.training.config import read_run_file
     from shoal.training.run import start
 
@@ -47,7 +52,19 @@ def run(
     config = read_run_file(file).model_copy(
         update={name: value for name, value in given.items() if value is not None}
     )
-    _train(start(config), json)
+    if peers is None:
+        _train(start(config), json)
+        return
+    from shoal.collectives import Communicator
+    from shoal.collectives.backends import ShoalBackend
+    from shoal.training.peers import PeerTrainer, apart
+    from shoal.training.setup import build
+
+    with Communicator(peers, token=required_token(token)) as peer:
+        peer.gather(2)
+        config = apart(config, peer.id)
+        shared = PeerTrainer(build(config), ShoalBackend(peer), every=share_every)
+        _train(start(config), json, shared)
 
 
 @app.command("resume")
@@ -61,7 +78,7 @@ def resume(
     _train(find_run(run_id), json)
 
 
-def _train(run: Run, json: bool) -> None:
+def _train(run: Run, json: bool, trainer: Trainer | None = None) -> None:
     from shoal.training.run import train
 
     quiet = json or not console.is_terminal
@@ -75,7 +92,7 @@ def _train(run: Run, json: bool) -> None:
         if not json and (not quiet or done in (0, of) or done % 10 == 0):
             console.print(f"{done}/{of}  {line}", highlight=False)
 
-    _report(asyncio.run(train(run, on_iteration=show)), json)
+    _report(asyncio.run(train(run, trainer=trainer, on_iteration=show)), json)
 
 
 def _report(ended: Ended, json: bool) -> None:
