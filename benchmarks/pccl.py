@@ -32,6 +32,7 @@ from shoal.collectives.simulator import explore
 from shoal.collectives.wan import ShapedNetwork, unavailable
 from shoal.core.claims import Bench
 from shoal.core.stats import mean_interval
+from shoal.models.catalog import DEFAULT
 
 WORKER = Path(__file__).parent / "workers" / "pccl.py"
 TEXTS = Path(__file__).parents[1] / "examples" / "documents"
@@ -48,7 +49,8 @@ def run(bench: Bench) -> None:
         "frozen and reset every half to two seconds, beside torchft with gloo; links of unequal "
         "rates between network namespaces; random schedules of the master; and DiLoCo with three "
         "processes, of which one is killed and comes back, training a byte-level Llama of 0.36 "
-        "million parameters on public-domain text."
+        "million parameters on public-domain text; and two processes that train SmolLM2-135M, the "
+        "scales of its norms alone and all of its weights."
     )
     schedules(bench)
     speed(bench)
@@ -59,6 +61,8 @@ def run(bench: Bench) -> None:
     if not bench.smoke:
         churn_torchft(bench)
     diloco(bench)
+    if not bench.smoke:
+        smollm(bench)
 
 
 # --- processes ----------------------------------------------------------------------------------
@@ -225,7 +229,7 @@ def unequal_links(bench: Bench) -> None:
 
 def churn(bench: Bench) -> None:
     """Kill, freeze and reset peers at random; count bits that differ and seconds to recover."""
-    parts = [churned(bench, part) for part in range(bench.pick(full=3, smoke=1))]
+    parts = [churned(bench, part) for part in range(bench.pick(full=2, smoke=1))]
     kinds = [event.kind for crowd, _ in parts for event in crowd.done]
     reports = [report for _, report in parts]
     differing = sum(report.differing for report in reports)
@@ -255,9 +259,9 @@ def churn(bench: Bench) -> None:
 
 
 def churned(bench: Bench, part: int) -> tuple[Crowd, Report]:
-    """One crowd under all kinds of disruption, for 67 seconds."""
+    """One crowd under all kinds of disruption, for 85 seconds."""
     kinds = ("kill", "kill", "freeze", "long freeze", "reset", "reset")
-    seconds = bench.pick(full=67.0, smoke=6.0)
+    seconds = bench.pick(full=85.0, smoke=6.0)
     with MasterThread(TOKEN, heartbeat=0.2, peer_timeout=2.0) as master:
         address = master.address
         return disrupted(
@@ -429,11 +433,13 @@ def train(
     tokens = settings["inner_steps"] * 6 * 64
     per_token = float(np.mean([line["tx"] for line in found[0] if line["committed"]])) / tokens
     later = sum(line["fetched"] for one in found for line in one[1:])
+    joining = max((one[0]["fetched"] for one in found[3:] if one), default=0)
     bench.arm(
         f"DiLoCo, {name}",
         held_out_nats=losses[-1],
         sent_bytes_a_token=per_token,
         revisions_with_differing_bits=sum(len(one) > 1 for one in hashes.values()),
+        **({"state_bytes_fetched_on_joining": joining} if churned else {}),
         state_bytes_fetched_after_joining=later,
         smallest_world=min((min(line["worlds"]) for line in lines if line["worlds"]), default=0),
     )
@@ -470,3 +476,44 @@ def with_a_return(
             time.sleep(0.05)
         pids = [event.pid for event in crowd.done]
         return [[line for line in crowd.lines if line["pid"] == pid] for pid in pids]
+
+
+# --- a pretrained model -------------------------------------------------------------------------
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "norms": {"rounds": 3, "inner": "AdamW", "lr": 1e-3},
+    "all weights": {"rounds": 1, "inner": "SGD", "lr": 1e-2},
+}
+
+
+def smollm(bench: Bench) -> None:
+    """SmolLM2-135M between two workers: what a small trainable part saves on the wire."""
+    inner_steps, sent = 4, {}
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text"
+        files = sorted(TEXTS.glob("*/*"))
+        text.write_bytes(b"\n".join(path.read_bytes() for path in files if path.is_file()))
+        for part, setting in PARTS.items():
+            options = {"part": part, "model": DEFAULT, "text": str(text), "seed": bench.seed}
+            with MasterThread(TOKEN) as master:
+                options |= {"master": master.address, "inner_steps": inner_steps, **setting}
+                commands = [command("smollm", **options, worker=worker) for worker in range(2)]
+                found = lines_of(commands, timeout=200)
+            hashes = [{lines[i]["hash"] for lines in found} for i in range(setting["rounds"])]
+            differing = sum(len(one) > 1 for one in hashes)
+            last = found[0][-1]
+            sent[part] = last["tx"] / (inner_steps * 2 * 64)
+            bench.arm(
+                f"SmolLM2-135M, {part}",
+                parameters=last["parameters"],
+                sent_bytes_a_token=sent[part],
+                held_out_nats_before=last["before"],
+                held_out_nats_after=last["after"],
+                train_s=float(np.median([line["train_seconds"] for line in found[0]])),
+                share_s=float(np.median([line["share_seconds"] for line in found[0]])),
+                revisions_with_differing_bits=differing,
+            )
+            bench.verdict(f"SmolLM2, {part}: revisions with differing bits", differing, at_most=0)
+    fewer = sent["all weights"] / sent["norms"]
+    bench.verdict("SmolLM2: bytes of all weights over those of the norms", fewer, at_least=100)

@@ -262,6 +262,59 @@ def diloco(options: dict[str, Any]) -> None:
     peer.close()
 
 
+def smollm(options: dict[str, Any]) -> None:
+    """Train SmolLM2-135M with peers: the scales of its norms alone, or all of its weights."""
+    import torch
+
+    from shoal.collectives.backends import ShoalBackend
+    from shoal.training.byte_llama import next_token_loss, rows
+    from shoal.training.diloco import DiLoCo
+    from shoal.training.policies import hub_policy
+
+    torch.set_num_threads(1)
+    policy = hub_policy(options["model"])
+    if options["part"] == "norms":
+        for weight in policy.trained.values():
+            weight.requires_grad_(weight.dim() == 1)
+    chosen = {name: weight for name, weight in policy.trained.items() if weight.requires_grad}
+    text = torch.tensor(policy.tokenizer.encode(Path(options["text"]).read_text()))
+    cut = int(0.9 * len(text))
+    held = rows(text[cut:], batch=4, length=65, seed=1)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return next_token_loss(policy.decoder, held).item()
+
+    before = loss()
+    peer = join(options, 2)
+    inner = getattr(torch.optim, options["inner"])(chosen.values(), options["lr"])
+    run = DiLoCo(chosen, ShoalBackend(peer))
+
+    def train() -> None:
+        for step in range(options["inner_steps"]):
+            seed = hash((options["seed"], options["worker"], run.rounds, step)) & (2**40 - 1)
+            inner.zero_grad()
+            next_token_loss(
+                policy.decoder, rows(text[:cut], batch=2, length=65, seed=seed)
+            ).backward()
+            inner.step()
+
+    for number in range(options["rounds"]):
+        start = time.monotonic()
+        run.start()
+        train()
+        trained = time.monotonic()
+        found = run.share()
+        say(
+            revision=found.number, worlds=found.worlds, tx=found.tx, fetched=found.fetched,
+            hash=content_hash(np.concatenate([b.flat for b in run.state.buffers.values()])),
+            parameters=sum(weight.numel() for weight in chosen.values()),
+            train_seconds=trained - start, share_seconds=time.monotonic() - trained,
+            before=before, after=loss() if number + 1 == options["rounds"] else None,
+        )  # fmt: skip
+    peer.close()
+
+
 ROLES = {
     "micro": micro,
     "reduce": reduce,
@@ -269,6 +322,7 @@ ROLES = {
     "churn_torchft": churn_torchft,
     "lighthouse": lighthouse,
     "diloco": diloco,
+    "smollm": smollm,
 }
 
 if __name__ == "__main__":

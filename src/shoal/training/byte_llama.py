@@ -51,20 +51,26 @@ class ByteLlama:
 
     def loss(self, bytes_BS: torch.Tensor) -> torch.Tensor:
         """Mean negative log-likelihood in nats a byte, of all bytes but the first of each row."""
-        B, S = bytes_BS.shape
-        positions = torch.arange(S - 1).repeat(B)
+        return next_token_loss(self._decoder, bytes_BS)
 
-        def attend(layer: int, q_THd: torch.Tensor, kv_T2Kd: torch.Tensor) -> torch.Tensor:
-            q, k, v = (
-                x.reshape(B, S - 1, *x.shape[1:]).transpose(1, 2)
-                for x in (q_THd, kv_T2Kd[:, 0], kv_T2Kd[:, 1])
-            )
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            return out.transpose(1, 2).reshape(q_THd.shape)
 
-        hidden = self._decoder.forward(bytes_BS[:, :-1].reshape(-1), positions, attend)
-        logits = self._decoder.logits(hidden)
-        return F.cross_entropy(logits, bytes_BS[:, 1:].reshape(-1))
+def next_token_loss(decoder: Decoder, ids_BS: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood in nats a token, of all tokens but the first of each row."""
+    B, S = ids_BS.shape
+    positions = torch.arange(S - 1).repeat(B)
+
+    def attend(layer: int, q_THd: torch.Tensor, kv_T2Kd: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            x.reshape(B, S - 1, *x.shape[1:]).transpose(1, 2)
+            for x in (q_THd, kv_T2Kd[:, 0], kv_T2Kd[:, 1])
+        )
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return out.transpose(1, 2).reshape(q_THd.shape)
+
+    hidden = decoder.forward(ids_BS[:, :-1].reshape(-1), positions, attend)
+    return F.cross_entropy(decoder.logits(hidden), ids_BS[:, 1:].reshape(-1))
 
 
 def rows(text: torch.Tensor, *, batch: int, length: int, seed: int) -> torch.Tensor:
