@@ -1,7 +1,8 @@
 """An OpenAI-compatible endpoint with a scripted model that writes down what it is asked.
 
-Who is asked it tells by the role in the last message that has one; every answer takes the same
-time. Counting is left for later, so that it takes nothing from the time of a run.
+Who is asked it tells by the role that stands last; every answer takes the same time. Counting is
+left for later, so that it takes nothing from the time of a run. With an upstream, a real model
+there answers instead, and each run has a cache of its own (``cache_salt``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -67,11 +69,27 @@ def speaker(messages: Prompt) -> str:
     return max(roles, key=lambda name: text.rfind(roles[name]))
 
 
-def application(asked: dict[str, list[Prompt]]) -> Starlette:
+def application(asked: dict[str, list[Prompt]], upstream: str, salt: str) -> Starlette:
     """The endpoint; what run ``i`` asks at ``/i/v1`` is kept under ``"i"``."""
+    http = httpx.AsyncClient(timeout=120)
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+
+    async def passed_on(body: dict[str, Any], run: str) -> Response:
+        body = {name: value for name, value in body.items() if name != "model"}
+        body["cache_salt"] = f"{salt}-{run}"
+        if body.get("stream"):
+            lines = http.stream("POST", f"{upstream}/chat/completions", json=body)
+
+            async def pieces() -> AsyncIterator[bytes]:
+                async with lines as response:
+                    async for piece in response.aiter_bytes():
+                        yield piece
+
+            return StreamingResponse(pieces(), media_type="text/event-stream")
+        answer = await http.post(f"{upstream}/chat/completions", json=body)
+        return Response(answer.content, answer.status_code, media_type="application/json")
 
     async def completions(request: Request) -> Response:
         body = await request.json()
@@ -79,7 +97,10 @@ def application(asked: dict[str, list[Prompt]]) -> Starlette:
             Message("system" if one["role"] == "system" else "user", str(one["content"]))
             for one in body["messages"]
         )
-        asked.setdefault(request.path_params["run"], []).append(messages)
+        run = request.path_params["run"]
+        asked.setdefault(run, []).append(messages)
+        if upstream:
+            return await passed_on(body, run)
         text = NOTES[speaker(messages)]
         await asyncio.sleep(SECONDS)
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
@@ -112,10 +133,10 @@ def application(asked: dict[str, list[Prompt]]) -> Starlette:
 
 
 @contextmanager
-def serving(asked: dict[str, list[Prompt]]) -> Iterator[str]:
+def serving(asked: dict[str, list[Prompt]], *, upstream: str = "", salt: str = "") -> Iterator[str]:
     """The address of the endpoint, on a free port of this machine."""
     with listen("127.0.0.1", 0) as sock:
-        app = application(asked)
+        app = application(asked, upstream, salt)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
