@@ -178,6 +178,16 @@ class RunConfig(_Part):
     warm_start: WarmStartPart = WarmStartPart()
     evaluation: EvaluationPart = EvaluationPart()
 
+    @model_validator(mode="after")
+    def _enough(self) -> RunConfig:
+        first, last = self.environment.train
+        if last - first < self.groups.tasks:
+            raise ValueError(
+                f"groups.tasks is {self.groups.tasks}, but environment.train has only "
+                f"{last - first} tasks: give a longer range"
+            )
+        return self
+
 
 def read_run_file(path: Path) -> RunConfig:
     """A run file from disk; raises :class:`InputError` or :class:`ConfigError`."""

@@ -118,16 +118,15 @@ class Trainer:
         return told
 
     def tasks(self, place: int) -> list[int]:
-        """The place-th handful of training tasks; every pass over them has its own order."""
+        """The place-th handful of different training tasks; every pass has an order of its own.
+
+        What is left over at the end of a pass, less than a handful, is not played in it.
+        """
         first, last = self.config.environment.train
-        size, count = last - first, self.config.groups.tasks
-        wanted = range(place * count, (place + 1) * count)
-        laps = {at // size for at in wanted}
-        order = {
-            lap: generator(self.config.seed, "tasks", lap).permutation(size).tolist()
-            for lap in laps
-        }
-        return [first + order[at // size][at % size] for at in wanted]
+        count = self.config.groups.tasks
+        lap, at = divmod(place, (last - first) // count)
+        order = generator(self.config.seed, "tasks", lap).permutation(last - first)
+        return [first + int(task) for task in order[at * count : (at + 1) * count]]
 
     def credit(self, rollout: Rollout) -> tuple[list[Row], Advantages, dict[str, float]]:
         """Rows that are learned from, and what each is credited with.

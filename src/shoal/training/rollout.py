@@ -150,6 +150,7 @@ class GroupRunner:
         Raises :class:`BadEnvironment` where episodes of one task start differently or rewards
         leave their declared bounds, and :class:`ShoalError` where no episode could be played.
         """
+        assert len(set(tasks)) == len(tasks), "a task is one group"
         each = [(task, number) for task in tasks for number in range(episodes)]
         desk = _Desk(self.sampler, drawing or self.drawing, len(each))
         starts: dict[int, Hashable] = {}
