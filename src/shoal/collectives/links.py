@@ -20,10 +20,7 @@ BURST = 2
 """Blocks sent before others get a turn, so that receiving overlaps with sending."""
 BUFFER = 4 << 20
 """Bytes of socket buffers: a round trip of 50 ms at 80 MB/s."""
-PIECE = 256 << 10
-"""Bytes read at once: what is reduced before the next ones push it out of the cache."""
 SO_MAX_PACING_RATE = 47
-NOTHING = memoryview(b"")
 
 Done = Callable[[Lane], None]
 
@@ -107,8 +104,7 @@ class Receiver:
         self._head_view = memoryview(self._head)
         self._got = 0
         self._lane: Lane | None = None
-        self._body = NOTHING
-        self._length = 0
+        self._body = memoryview(b"")
 
     def pump(self, lanes: Mapping[int, Lane], received: Done) -> None:
         """Read what is there. ``lanes`` are those that receive here, by sequence number.
@@ -117,32 +113,24 @@ class Receiver:
         cannot be one.
         """
         while not self.parked:
-            piece = self._body[:PIECE]
-            last = len(piece) == len(self._body)
             try:
                 if self._lane is None:
-                    got = self.socket.recv_into(self._head_view[self._got :])
-                elif last:  # the next frame's header comes in the same call
-                    got = self.socket.recvmsg_into([piece, self._head_view])[0]
-                else:
-                    got = self.socket.recv_into(piece)
+                    got, wanted = self.socket.recv_into(self._head_view[self._got :]), 0
+                else:  # the next frame's header comes in the same call
+                    wanted = len(self._body)
+                    got = self.socket.recvmsg_into([self._body, self._head_view])[0]
             except BlockingIOError:
                 return
             if got == 0:
                 raise ConnectionResetError("the previous peer hung up")
-            if got < len(piece):  # nothing more is likely to be there yet
+            if got < wanted:  # nothing more is likely to be there yet
                 self._body = self._body[got:]
                 return
-            if not last:
-                assert self._lane is not None
-                self._body = self._body[got:]
-                self._lane.piece_received(self._length - len(self._body))
-                continue
             if self._lane is not None:
-                lane, self._lane, self._body, self._got = self._lane, None, NOTHING, 0
+                lane, self._lane, self._got = self._lane, None, 0
                 lane.block_received()
                 received(lane)
-            self._got += got - len(piece)
+            self._got += got - wanted
             if self._got == HEADER.size:
                 self._begin(lanes)
 
@@ -162,7 +150,6 @@ class Receiver:
         if not length:
             raise WireError("A block of 0 bytes is announced.")
         self._body, self._lane, self._got = lane.incoming(length), lane, 0
-        self._length = length
 
     def close(self) -> None:
         """Hang up."""

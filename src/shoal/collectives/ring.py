@@ -126,8 +126,6 @@ class Lane:
         self._cells = plan.cells
         self._out = plan.cells.take() if quantized else None
         self._coming: Cell | None = None
-        self._reduced = 0  # elements of the block that comes in
-        self._keep = False
         self._onward: deque[Cell | None] = deque()  # received and to be sent; None: from dst
 
     @property
@@ -198,54 +196,42 @@ class Lane:
         self._coming.size = length
         return self._coming.bytes[:length]
 
-    def piece_received(self, size: int) -> None:
-        """So much of the block is there: reduce it while it is in the cache."""
-        if self._coming is not None and self._plan.quantization == "none":
-            self._reduce(self._coming, size // self._src.itemsize)
-
     def block_received(self) -> None:
         """The bytes asked for by :meth:`incoming` are there: reduce them, or keep them."""
         place, a, b = self._recvs[self.received]
         cell, self._coming = self._coming, None
-        if cell is not None and place < self._plan.world - 1:
-            cell = self._finish_block(cell, place, a, b)
-        elif cell is not None:
-            decode(cell.bytes[: cell.size], self._dst[a:b])
+        if cell is not None:
+            if place < self._plan.world - 1:
+                cell = self._reduced(cell, place, a, b)
+            else:
+                decode(cell.bytes[: cell.size], self._dst[a:b])
         self.received += 1
         if place < 2 * self._plan.world - 3:
             self._onward.append(cell)
         elif cell is not None:
             self._cells.give(cell)
 
-    def _finish_block(self, cell: Cell, place: int, a: int, b: int) -> Cell | None:
-        """Reduce what is left of a block; the cell it is in, None where it is in ``dst``."""
+    def _reduced(self, cell: Cell, place: int, a: int, b: int) -> Cell | None:
+        """Reduce a block into the cell it came in, which goes on while it is in the cache.
+
+        A finished block, and one that many others wait before, goes to ``dst`` instead.
+        """
         plan = self._plan
         if plan.quantization != "none":
             block, cell = cell, self._cells.take()
             decode(block.bytes[: block.size], cell.values(self._src.dtype, b - a))
             self._cells.give(block)
-        self._reduce(cell, b - a)
-        self._reduced = 0
-        if place == plan.world - 2 and plan.divide is not None:
-            plan.divide(self._dst[a:b])
-        if self._keep:
+        got = cell.values(self._src.dtype, b - a)
+        finished = place == plan.world - 2
+        keep = not finished and len(self._onward) < HELD
+        out = got if keep else self._dst[a:b]
+        plan.reduce(self._src[a:b], got, out)
+        if finished and plan.divide is not None:
+            plan.divide(out)
+        if keep:
             return cell
         self._cells.give(cell)
         return None
-
-    def _reduce(self, cell: Cell, upto: int) -> None:
-        """Reduce so many elements of the block that comes in, into the cell they came in.
-
-        A finished block, and one that many others wait before, goes to ``dst`` instead.
-        """
-        place, a, _ = self._recvs[self.received]
-        done = self._reduced
-        if not done:
-            self._keep = place < self._plan.world - 2 and len(self._onward) < HELD
-        got = cell.values(self._src.dtype, upto)[done:]
-        out = got if self._keep else self._dst[a + done : a + upto]
-        self._plan.reduce(self._src[a + done : a + upto], got, out)
-        self._reduced = upto
 
 
 def reduce_in_memory(
