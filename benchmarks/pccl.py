@@ -321,7 +321,7 @@ def churn_torchft(bench: Bench) -> None:
         crowd, report = disrupted(
             bench,
             lambda: command("churn_torchft", lighthouse=address, timeout=2.0),
-            40.0,
+            30.0,
             ("kill",),
         )
     bench.arm(
@@ -482,7 +482,7 @@ def with_a_return(
 
 
 PARTS: dict[str, dict[str, Any]] = {
-    "norms": {"rounds": 3, "inner": "AdamW", "lr": 1e-3},
+    "norms": {"rounds": 2, "inner": "AdamW", "lr": 1e-3},
     "all weights": {"rounds": 1, "inner": "SGD", "lr": 1e-2},
 }
 
