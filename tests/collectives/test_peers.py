@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from puppet import Puppet, Refusal, all_end, pattern, together
 
-from shoal.collectives import Communicator
+from shoal.collectives import Communicator, TagInUse
 from shoal.collectives.packets import Strategy
 from shoal.collectives.state import content_hash
 
@@ -238,6 +238,27 @@ def test_bad_arrays_are_refused_before_any_vote(master):
         assert master.state.seq == 0
     finally:
         peer.close()
+
+
+def test_a_tag_in_flight_cannot_be_taken_twice_and_is_free_afterwards(master):
+    one, two = (Communicator(master.address, token="a token that only tests know") for _ in "ab")
+    one.connect()
+    with pytest.raises(TimeoutError):
+        two.connect(timeout=0.1)  # waits to be admitted
+    one.gather(2)
+    try:
+        x, y = np.ones(10, np.float32), np.full(10, 2, np.float32)
+        first = one.all_reduce_async(x, tag=7)
+        with pytest.raises(TagInUse, match="Tag 7"):
+            one.all_reduce_async(np.ones(10, np.float32), tag=7)
+        assert not first.done() and x.sum() == 10
+        assert two.all_reduce_async(y, tag=7).wait().world == first.wait().world == 2
+        assert x.tolist() == y.tolist() == [3.0] * 10
+        again = [peer.all_reduce_async(z, tag=7) for peer, z in ((one, x), (two, y))]
+        assert [handle.wait().world for handle in again] == [2, 2]
+    finally:
+        one.close()
+        two.close()
 
 
 def test_after_measuring_all_peers_have_one_ring_and_reduce_on_it(peers):
