@@ -23,6 +23,7 @@ ENDS = {
     "contribute.py": "settlements are in the log",
     "moved_documents.py": "of them computed again",
     "panel.py": "tokens asked for",
+    "peers_sharded.py": "1 model on 2 nodes of 2 ranks",
     "peers_train.py": "1 result among 3 peers",
     "mechanisms.py": "3 mechanisms ran.",
     "hire.py": "settlements are in the log",
