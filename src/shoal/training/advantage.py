@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -52,6 +52,10 @@ class Advantages:
         return Advantages(
             self.columns_CR[:, rows], self.weights_CR[:, rows], self.dead_R[rows], self.stats
         )
+
+    def only(self, rows: Bools) -> Advantages:
+        """The same credit for the rows of a mask, and none for all others."""
+        return replace(self, columns_CR=self.columns_CR * rows)
 
     @property
     def total(self) -> Floats:

@@ -101,10 +101,25 @@ class Learner:
         )
         return found.logp_A.float().cpu()
 
+    def gradient_norm(self, rows: Sequence[Row], credit: Advantages) -> float:
+        """Norm of the gradient of these rows in one batch; no weights are moved."""
+        self.optimiser.zero()
+        self._accumulate(rows, credit, self._old(rows, exact=True), np.arange(len(rows)))
+        gradients = [t.grad for t in self.policy.trained.values() if t.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimiser.zero()
+        return float(norm)
+
     def _step(
         self, rows: Sequence[Row], credit: Advantages, old: Sequence[torch.Tensor], chosen_R: Ints
     ) -> dict[str, float]:
-        """One optimiser step on some rows, as many at a time as the run allows."""
+        """One optimiser step on some rows."""
+        return self._accumulate(rows, credit, old, chosen_R) | self.optimiser.step()
+
+    def _accumulate(
+        self, rows: Sequence[Row], credit: Advantages, old: Sequence[torch.Tensor], chosen_R: Ints
+    ) -> dict[str, float]:
+        """Gradients of some rows as one mean, as many rows at a time as the run allows."""
         lengths_R = torch.tensor([len(rows[index].action) for index in chosen_R])
         scale_R = token_scale(lengths_R, self._loss.aggregate, self._loss.length)
         micro = self._config.optimiser.micro or len(chosen_R)
@@ -126,7 +141,7 @@ class Learner:
             metrics |= {name: share * value for name, value in apart.items()}
             for name, value in metrics.items():
                 told[name] = told.get(name, 0.0) + value
-        return told | self.optimiser.step()
+        return told
 
     def _tokens(
         self,

@@ -111,7 +111,14 @@ SYSTEMS: tuple[System, ...] = (
         "collectives",
         "partial",
     ),
-    System("copo", "COPO", "COPO: Consistency-Aware Policy Optimization", "2508.04138", "training"),
+    System(
+        "copo",
+        "COPO",
+        "COPO: Consistency-Aware Policy Optimization",
+        "2508.04138",
+        "training",
+        "partial",
+    ),
     System(
         "gra",
         "GRA",
