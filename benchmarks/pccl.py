@@ -52,7 +52,9 @@ def run(bench: Bench) -> None:
         "million parameters on public-domain text; and two processes that train SmolLM2-135M, the "
         "scales of its norms alone and all of its weights."
     )
-    schedules(bench)
+    diloco(bench)
+    if not bench.smoke:
+        smollm(bench)
     speed(bench)
     if not bench.smoke:
         paced(bench)
@@ -60,9 +62,7 @@ def run(bench: Bench) -> None:
     churn(bench)
     if not bench.smoke:
         churn_torchft(bench)
-    diloco(bench)
-    if not bench.smoke:
-        smollm(bench)
+    schedules(bench)
 
 
 # --- processes ----------------------------------------------------------------------------------
