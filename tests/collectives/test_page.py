@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "collectives.md").read_text(encoding="utf-8")
 
 
 def test_the_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n").count("2 peers, weights -12") == 2
