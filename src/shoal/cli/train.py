@@ -14,9 +14,12 @@ from shoal.cli.console import console, print_json
 from shoal.cli.peers import TOKEN, required_token
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from shoal.core.runs import Run
     from shoal.training.loop import Trainer
     from shoal.training.run import Ended
+    from shoal.training.trace import Shown
 
 
 class _RunFileFirst(TyperGroup):
@@ -110,3 +113,86 @@ def _report(ended: Ended, json: bool) -> None:
             f"stopped after {ended.done} iterations: shoal train resume {ended.run.id}",
             highlight=False,
         )
+
+
+@app.command("compare")
+def compare(
+    file: Path = typer.Argument(help="The run file, TOML; it must set evaluation.every."),
+    algos: str = typer.Option("grpo,gigpo", help="Algorithms, the first being the baseline."),
+    seeds: int = typer.Option(5, min=2, help="Paired seeds, counted from the file's."),
+    workers: int = typer.Option(1, min=1, help="Runs at a time, a process each."),
+    out: Path = typer.Option(Path("comparison"), help="Folder of the report."),
+    json: bool = JSON,
+) -> None:
+    """Train by several algorithms from the same starts, and say how sure the difference is."""
+    from shoal.cli.progress import loading
+    from shoal.training import report
+    from shoal.training.compare import compare as run_all
+    from shoal.training.config import read_run_file
+    from shoal.training.estimators import estimator
+
+    config = read_run_file(file)
+    names = [name.strip() for name in algos.split(",") if name.strip()]
+    own = config.algorithm
+    options = {name: own.options if name == own.name else {} for name in names}
+    for name in names:
+        estimator(name, options[name])  # a wrong name is heard of before anything runs
+    arms = {name: {"algorithm": {"name": name, "options": options[name]}} for name in names}
+    with loading(console) as progress:
+        found = run_all(
+            config,
+            arms,
+            [config.seed + n for n in range(seeds)],
+            workers=workers,
+            on_done=lambda label, done, total: progress("training", done, total),
+        )
+    told = report.write(found, names[0], out)
+    if json:
+        print_json(told)
+        return
+    from rich.markdown import Markdown
+
+    console.print(Markdown(report.markdown(told).rpartition("![")[0]))
+    console.print(f"Report: {out / 'report.md'}", highlight=False)
+
+
+@app.command("inspect")
+def inspect(
+    run_id: str = typer.Argument("last", metavar="RUN", help="A run's id, or last."),
+    group: int | None = typer.Option(None, help="Which logged group, from 0; the last one."),
+    prompts: bool = typer.Option(False, help="Show what was seen, too."),
+    json: bool = JSON,
+) -> None:
+    """Show a group's episodes, each token coloured by its advantage."""
+    from dataclasses import asdict
+
+    from shoal.core.runs import find_run
+    from shoal.training.trace import by_episode, find_group
+
+    with find_run(run_id).log() as log:
+        (iteration, task), steps = find_group(log, group)
+    if json:
+        print_json(
+            {"iteration": iteration, "task": task, "steps": [asdict(step) for step in steps]}
+        )
+        return
+    strongest = max((abs(step.advantage) for step in steps), default=0.0) or 1.0
+    console.print(f"iteration {iteration}, {task}", highlight=False)
+    for episode, rows in by_episode(steps).items():
+        total = sum(step.reward for step in rows)
+        console.print(f"episode {episode}, return {total:g}", style="bold", highlight=False)
+        for step in rows:
+            if prompts:
+                console.print(step.prompt, style="dim", markup=False, highlight=False)
+            console.print(_coloured(step, strongest))
+
+
+def _coloured(step: Shown, strongest: float) -> Text:
+    """A step's tokens: green where they are reinforced, red where they are pushed down."""
+    from rich.text import Text
+
+    strength = int(55 + 200 * min(1.0, abs(step.advantage) / strongest))
+    colour = f"rgb(0,{strength},0)" if step.advantage > 0 else f"rgb({strength},0,0)"
+    line = Text(f"{step.t:3d} {step.advantage:+.3f} ")
+    line.append("".join(step.pieces), style=colour if step.advantage else "dim")
+    return line
