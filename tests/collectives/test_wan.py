@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
+from shoal.collectives import longline
+from shoal.collectives.longline import LongLine
 from shoal.collectives.wan import ShapedNetwork, unavailable
 
 REASON = unavailable()
@@ -49,6 +52,49 @@ def test_a_shaped_pair_carries_its_rate_and_leaves_nothing_behind():
         names = {network.command(host)[3] for host in range(2)}
     assert 10 < rate < 80
     time.sleep(0.1)
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    assert not names & set(left.split())
+
+
+LONG = REASON or longline.unavailable()
+TIME = """
+import socket, sys, time
+start = time.monotonic()
+socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+print(time.monotonic() - start)
+"""
+
+
+@pytest.mark.skipif(LONG is not None, reason=str(LONG))
+def test_two_peers_reduce_over_a_long_line_which_costs_its_round_trips():
+    environment = {**os.environ, "SHOAL_PEERS_TOKEN": "long", "OMP_NUM_THREADS": "1"}
+    shoal = [sys.executable, "-m", "shoal", "peers"]
+    with LongLine(delay=0.03, rate=200) as line:
+        master = subprocess.Popen(
+            [*line.command(0), *shoal, "master", "--host", "0.0.0.0", "--port", "5001"],
+            stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        try:
+            assert master.stdout is not None and "5001" in master.stdout.readline()
+            address = f"{line.address(0)}:5001"
+            join = [*shoal, "join", address, "--mib", "1", "--steps", "3", "--pool", "4", "--json"]
+            peers = [
+                subprocess.Popen(
+                    [*line.command(host), *join], stdout=subprocess.PIPE, text=True, env=environment
+                )
+                for host in range(2)
+            ]
+            found = [json.loads(peer.communicate(timeout=60)[0]) for peer in peers]
+            timed = [*line.command(1), sys.executable, "-c", TIME, line.address(0), "5001"]
+            trip = float(subprocess.run(timed, capture_output=True, text=True).stdout)
+        finally:
+            master.kill()
+            master.wait()
+        names = {line.command(host)[3] for host in range(2)}
+    assert [one["worlds"] for one in found] == [[2], [2]]
+    assert [one["wrong"] for one in found] == [0, 0]
+    assert trip >= 0.06
+    assert found[0]["median_ms"] >= 1e3 * (4 * 0.03 + (1 << 20) * 8e-6 / 200)
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
     assert not names & set(left.split())
 

@@ -2,7 +2,8 @@
 
 Three ways, each for what it shows best: a ``pacing`` of every connection (no privileges; the share
 one flow gets of a long line), shaped veth links between network namespaces (root; a rate for every
-ordered pair), and whatever a real network is. ``netem`` is in no kernel that this was tried on.
+ordered pair), and a line with a delay (root; :mod:`shoal.collectives.longline`), as ``netem`` is in
+no kernel that this was tried on.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class ShapedNetwork:
 
     def __enter__(self) -> ShapedNetwork:
         try:
-            _run("ip", "link", "add", self._tag, "type", "bridge")
-            _run("ip", "address", "add", f"{self.outside}/24", "dev", self._tag)
-            _run("ip", "link", "set", self._tag, "up")
+            configure("ip", "link", "add", self._tag, "type", "bridge")
+            configure("ip", "address", "add", f"{self.outside}/24", "dev", self._tag)
+            configure("ip", "link", "set", self._tag, "up")
             for host in range(self._hosts):
                 self._add(host)
         except BaseException:
@@ -76,30 +77,30 @@ class ShapedNetwork:
     def _add(self, host: int) -> None:
         name, port = self._name(host), f"{self._tag}p{host}"
         inside = ("ip", "-n", name)
-        _run("ip", "netns", "add", name)
-        _run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
-        _run("ip", "link", "set", port, "master", self._tag, "up")
-        _run(*inside, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
-        _run(*inside, "link", "set", "eth0", "up")
-        _run(*inside, "link", "set", "lo", "up")
+        configure("ip", "netns", "add", name)
+        configure("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
+        configure("ip", "link", "set", port, "master", self._tag, "up")
+        configure(*inside, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
+        configure(*inside, "link", "set", "eth0", "up")
+        configure(*inside, "link", "set", "lo", "up")
         shape = ("tc", "-n", name)
-        _run(*shape, "qdisc", "add", "dev", "eth0", "root", "handle", "1:", "htb")
+        configure(*shape, "qdisc", "add", "dev", "eth0", "root", "handle", "1:", "htb")
         for other in range(self._hosts):
             if (host, other) in self._rates:
                 kind = f"1:{other + 10}"
                 rate = f"{self._rates[host, other]:g}mbit"
                 to = ("protocol", "ip", "parent", "1:", "u32", "match", "ip", "dst")
-                _run(*shape, "class", "add", "dev", "eth0", "parent", "1:", "classid", kind,
+                configure(*shape, "class", "add", "dev", "eth0", "parent", "1:", "classid", kind,
                      "htb", "rate", rate, "quantum", "3000")  # fmt: skip
-                _run(*shape, "filter", "add", "dev", "eth0", *to, self.address(other),
+                configure(*shape, "filter", "add", "dev", "eth0", *to, self.address(other),
                      "flowid", kind)  # fmt: skip
 
     def _remove(self) -> None:
         for host in range(self._hosts):
             with contextlib.suppress(CollectiveError):
-                _run("ip", "netns", "delete", self._name(host))
+                configure("ip", "netns", "delete", self._name(host))
         with contextlib.suppress(CollectiveError):
-            _run("ip", "link", "delete", self._tag)
+            configure("ip", "link", "delete", self._tag)
 
     def __exit__(
         self,
@@ -110,7 +111,8 @@ class ShapedNetwork:
         self._remove()
 
 
-def _run(*command: str) -> None:
+def configure(*command: str) -> None:
+    """Run a tool of the network; raises :class:`CollectiveError` with what it said."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CollectiveError(f"{' '.join(command)} failed: {done.stderr.strip()}.")
