@@ -89,7 +89,7 @@ class MiniGrid:
         """Place, direction, what is carried, and all that can change."""
         world = self._world
         things = tuple(
-            (at, thing.type, thing.color, getattr(thing, "is_open", None))
+            (at, self._call(thing), thing.color)
             for at, thing in enumerate(world.grid.grid)
             if thing is not None and thing.type not in ("wall", "goal", "lava")
         )

@@ -128,7 +128,7 @@ def canonical(answer: str) -> Hashable:
     """
     from fractions import Fraction
 
-    text = " ".join(answer.split()).strip(".").lower()
+    text = " ".join(answer.split()).rstrip(".").lower()
     try:
         return Fraction(text.replace(",", "").replace(" ", ""))
     except (ValueError, ZeroDivisionError):

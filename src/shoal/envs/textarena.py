@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable
+from functools import partial
 from typing import Any
 
 from shoal.core.errors import ConfigError, MissingExtra
@@ -29,8 +30,9 @@ class TextArena:
             import textarena
         except ModuleNotFoundError as error:
             raise MissingExtra("TextArena", "games") from error
+        self._make = partial(textarena.make, game)
         try:
-            self._game = textarena.make(game)
+            self._game = self._make()
         except ValueError as error:
             raise ConfigError(f"TextArena has no game {game!r}: {error}.") from error
         self._steps = 0
@@ -45,6 +47,7 @@ class TextArena:
     def reset(self, seed: int) -> str:
         """The game of this seed; raises :class:`ConfigError` for a game of several players."""
         self._steps = 0
+        self._game = self._make()  # one that is reset remembers what was said before
         try:
             self._game.reset(num_players=1, seed=seed)
         except (AssertionError, ValueError) as error:
@@ -70,9 +73,7 @@ class TextArena:
 
     def state_key(self) -> Hashable:
         """The board where the game keeps one, otherwise what was seen last."""
-        state = getattr(self._game.unwrapped if hasattr(self._game, "unwrapped") else self._game,
-                        "state", None)  # fmt: skip
-        board = getattr(state, "game_state", None)
+        board = getattr(getattr(self._game, "state", None), "game_state", None)
         return repr(board) if board else self._seen
 
     def admissible_actions(self) -> tuple[str, ...]:
