@@ -72,13 +72,13 @@ def speaker(messages: Prompt) -> str:
 def application(asked: dict[str, list[Prompt]], upstream: str, salt: str) -> Starlette:
     """The endpoint; what run ``i`` asks at ``/i/v1`` is kept under ``"i"``."""
     http = httpx.AsyncClient(timeout=120)
+    real = httpx.get(f"{upstream}/models").json()["data"][0]["id"] if upstream else MODEL
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
 
     async def passed_on(body: dict[str, Any], run: str) -> Response:
-        body = {name: value for name, value in body.items() if name != "model"}
-        body["cache_salt"] = f"{salt}-{run}"
+        body |= {"model": real, "cache_salt": f"{salt}-{run}"}
         if body.get("stream"):
             lines = http.stream("POST", f"{upstream}/chat/completions", json=body)
 

@@ -120,6 +120,7 @@ def test_tokens_do_not_bound_a_script() -> None:
         ("consensus", False, 8),
         ("any(consensus, rounds(2))", True, 2),
         ("any(consensus, verdict(a, b))", False, 8),
+        ("any(rounds(4), verdict(a, 'it is over'))", True, 4),
         ("all(rounds(2), turns(9))", True, 2),
         ("all(consensus, rounds(2))", False, 2),
         ("any(all(rounds(4), turns(5)), consensus)", True, 4),

@@ -9,7 +9,7 @@ from shoal.agents.replay import Difference, diff, replay
 from shoal.agents.report import Comparison, SharingReport, compare, sharing_report
 from shoal.agents.room import Room, material_room
 from shoal.agents.scheduler import run
-from shoal.agents.team import Agent, Channel, Protocol, Script, Team
+from shoal.agents.team import Agent, Channel, Protocol, Script, Team, World
 from shoal.agents.tools import Tool, tool
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "TeamEvent",
     "TeamResult",
     "Tool",
+    "World",
     "compare",
     "diff",
     "dump_team",

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shoal.agents.answering import chosen
 from shoal.agents.events import TeamEvent, TurnEnded
 from shoal.agents.outside import Question
 from shoal.agents.scheduler import run
 from shoal.agents.team import Agent, Member, Team
+from shoal.agents.votes import chosen
 from shoal.core.errors import MissingExtra, RemoteError, ShoalError
 from shoal.core.ids import new_id
 from shoal.core.log import EventLog

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +15,8 @@ from shoal.agents.prompt import Piece
 from shoal.agents.strategies import Session, described, strategies
 from shoal.agents.team import Agent, Member
 from shoal.agents.turns import Turn
+from shoal.agents.votes import chosen
+from shoal.agents.world import World
 from shoal.core import rng
 from shoal.core.budget import Budget, Reservation
 from shoal.core.errors import BudgetExhausted, EngineError, ShoalError
@@ -65,6 +66,7 @@ class Job:
     answer: Answer = field(default_factory=Answer)
     data: dict[str, Any] = field(default_factory=dict)
     pieces: tuple[Piece, ...] = ()
+    heard: tuple[tuple[str, str], ...] = ()
 
     @property
     def attempts(self) -> int:
@@ -177,11 +179,11 @@ class Desk:
     async def _nest(self, job: Job) -> None:
         job.answer = await self.nested(job)
 
-    async def _reach(self, job: Job, model: Script | Human | Remote) -> None:
+    async def _reach(self, job: Job, model: Script | Human | Remote | World) -> None:
         request = _request(job)
         spent = job.answer.usage
         try:
-            completion = await self.outside.answer(model, job.path, request)
+            completion = await self.outside.answer(model, job.path, request, job.heard)
         except ShoalError as error:
             job.answer = Answer(usage=spent, error=str(error))
         else:
@@ -298,17 +300,6 @@ def _chosen(job: Job) -> bool:
     if not job.turn.choices or job.answer.error is not None:
         return True
     return chosen(job.answer.text, job.turn.choices) is not None
-
-
-def chosen(text: str, choices: Sequence[str]) -> str | None:
-    """The choice a text names: all of it, or the only one among its words; else None."""
-    word = text.strip(" \n\t.,;:!?*\"'`()").casefold()
-    exact = [choice for choice in choices if choice.casefold() == word]
-    if exact:
-        return exact[0]
-    words = set(re.findall(r"[^\W\d][\w-]*(?:\.[\w-]+)*", text.casefold()))
-    named = [choice for choice in choices if choice.casefold() in words]
-    return named[0] if len(named) == 1 else None
 
 
 def model_of(member: Member) -> Model | None:

@@ -1,4 +1,4 @@
-"""Members that are no engine here: functions, people, and agents elsewhere.
+"""Members that are no engine here: functions, people, environments, and agents elsewhere.
 
 Each answers the same prompt that an engine would get. What goes wrong with one (a crash, nobody
 at the keyboard, a server that is away) fails its turn, and the team's failure policy decides.
@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shoal.agents.world import World
 from shoal.core.errors import EngineError, RemoteError, ShoalError
 from shoal.core.protocols import Completion, Engine, Request
 from shoal.core.records import Message
@@ -75,7 +76,7 @@ class Remote:
         return f"{self.speaks}:{self.url}" + (f"#{self.name}" if self.name else "")
 
 
-Model = str | Script | Human | Remote
+Model = str | Script | Human | Remote | World
 """The key of an engine, or one of the others."""
 
 
@@ -106,14 +107,23 @@ class Outside:
     _floor: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def answer(
-        self, model: Script | Human | Remote, member: str, request: Request
+        self,
+        model: Script | Human | Remote | World,
+        member: str,
+        request: Request,
+        heard: tuple[tuple[str, str], ...] = (),
     ) -> Completion:
-        """What this model answers; raises :class:`EngineError` where it cannot."""
+        """What this model answers; raises :class:`EngineError` where it cannot.
+
+        ``heard`` is who said what, for worlds; the others read it in the prompt.
+        """
         prompt = request.prompt
         messages = tuple(part for part in prompt if isinstance(part, Message))
         assert len(messages) == len(prompt), "members are asked in messages"
         if isinstance(model, Script):
             return Completion(await _called(model, messages, request.sampling.seed))
+        if isinstance(model, World):
+            return Completion(await asyncio.to_thread(_played, model, heard))
         if isinstance(model, Human):
             choices = request.grammar.value if request.grammar else ()
             assert isinstance(choices, tuple)
@@ -162,6 +172,15 @@ async def _called(script: Script, messages: tuple[Message, ...], seed: int) -> s
         raise
     except Exception as error:  # a member that crashes must not take the team with it
         raise EngineError(f"{script.name} raised {type(error).__name__}: {error}") from error
+
+
+def _played(world: World, heard: tuple[tuple[str, str], ...]) -> str:
+    try:
+        return world.answer(heard)
+    except ShoalError:
+        raise
+    except Exception as error:  # an environment that crashes must not take the team with it
+        raise EngineError(f"{world} raised {type(error).__name__}: {error}") from error
 
 
 def nobody(question: Question) -> str:

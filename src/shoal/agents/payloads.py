@@ -42,11 +42,15 @@ class Heard:
         return self.step.key
 
     @property
+    def speaker(self) -> str:
+        """The name of who said it."""
+        return self.step.member.rpartition("/")[2]
+
+    @property
     def text(self) -> str:
         """How it looks to who hears it."""
         assert self.payload.show is not None, "what shows nothing is not in an inbox"
-        name = self.step.member.rpartition("/")[2]
-        return f"{name} said: {self.payload.show(self.step.output.strip())}"
+        return f"{self.speaker} said: {self.payload.show(self.step.output.strip())}"
 
 
 payloads: Registry[Payload] = Registry("carry", "shoal.payloads")

@@ -138,12 +138,10 @@ def is_finite(rule: Call | str | Stop) -> bool:
     if not isinstance(rule, Call | str):
         return False
     call = parse(rule) if isinstance(rule, str) else rule
+    if call.name not in ("any", "all"):
+        return call.name in _FINITE
     parts = [is_finite(part) for part in call.args if isinstance(part, Call | str)]
-    if call.name == "any":
-        return any(parts)
-    if call.name == "all":
-        return bool(parts) and all(parts)
-    return call.name in _FINITE
+    return any(parts) if call.name == "any" else bool(parts) and all(parts)
 
 
 def most_rounds(rule: Call | str | Stop, unknown: int = 8) -> int:

@@ -15,6 +15,7 @@ from shoal.agents.state import State
 from shoal.agents.strategies import held
 from shoal.agents.team import Agent, Team
 from shoal.agents.turns import Turn
+from shoal.agents.world import World
 from shoal.core import rng
 from shoal.core.budget import Budget, Limits
 from shoal.core.errors import BudgetExhausted
@@ -184,6 +185,8 @@ class SuperstepRunner:
                     model=model_of(state.member[name]),
                 )
             )
+            if isinstance(jobs[-1].model, World):
+                jobs[-1].heard = tuple((one.speaker, one.step.output) for one in inbox)
             if self._reuses:
                 pieces = self._writer.pieces(turn, (*heard, *private))
                 jobs[-1].pieces = pieces

@@ -18,6 +18,7 @@ from shoal.agents.stops import Stop, is_finite, stop_rules
 from shoal.agents.strategies import ANSWER, Strategy, strategies
 from shoal.agents.tools import Tool, tool, tools
 from shoal.agents.turns import FINISH, TurnRule, turn_rules
+from shoal.agents.world import World
 from shoal.core.budget import Limits
 from shoal.core.errors import ConfigError
 from shoal.core.protocols import Sampling
@@ -32,6 +33,7 @@ __all__ = [
     "Remote",
     "Script",
     "Team",
+    "World",
 ]
 
 Reads = Literal["all", "part", "none"]
@@ -47,7 +49,7 @@ class Agent:
 
     role       what it is told to do, at the very end of its prompt
     objective  what it is after, in one sentence
-    model      the key of an engine; or a Script, a Human, a Remote agent
+    model      the key of an engine; or a Script, a Human, a Remote agent, a World
     strategy   how it takes its turns: it answers, calls tools, reflects
     tools      what it may call: names, functions with type hints, or Tools
     reads      the whole material; one part (there is then one copy per part); or none of it
