@@ -24,7 +24,7 @@ from shoal.training.policies import set_weights
 from shoal.training.setup import build
 
 WORKERS = 2
-RATES = (1e-3, 3e-3)
+RATES = (5e-4, 1e-3, 2e-3)
 
 
 def by(name: str, degenerate: str = "keep", **options: Any) -> dict[str, Any]:
@@ -41,6 +41,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "GRPO, resampled": by("grpo", "resample"),
     "REINFORCE, batch baseline": by("reinforce"),
     "COPO": by("copo"),
+    "COPO, gamma 20, rho 1.5": by("copo", gamma=20.0, rho=1.5),
     "COPO, forced only": by("copo", gate="forced"),
     "COPO, per response": by("copo", gate="per_response"),
     "global only": by("copo", gate="global"),
@@ -59,7 +60,7 @@ def run(bench: Bench) -> None:
         f"{base.env_steps:,} answers are spent. Control: sums and products modulo 20, half of "
         "whose demonstrations are wrong, each question in its own way; nothing is held out there. "
         "All arms of a seed start from the same weights. The rates of GRPO and COPO are chosen "
-        "from the same two on seeds that are not tested; other uses of GRPO's advantage take "
+        "from the same three on seeds that are not tested; other uses of GRPO's advantage take "
         "GRPO's, variants of COPO take COPO's. mean@8 and maj@8 are of 8 answers at temperature 1. "
         "gamma 5, rho 1 as released; loss: mean over answers of their token means, dual clip 3."
     )

@@ -28,24 +28,24 @@ from shoal.training.rows import batch_of
 from shoal.training.setup import build
 
 WORKERS = 2
-RATES = (1e-3, 3e-3)
+RATES = (1e-3, 2e-3)
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "GRPO": {"algorithm": {"name": "grpo"}},
     "GiGPO": {},
-    "GiGPO, not scaled": {"algorithm": {"options": {"scale": "none"}}},
     "GiGPO without A^E": {"algorithm": {"options": {"episode_level": False}}},
     "GiGPO by observation": {"groups": {"keys": "observation"}},
 }
 
 
 def run(bench: Bench) -> None:
-    """Success on held-out maps over environment steps, five paired seeds."""
+    """Success on held-out maps over environment steps, seven paired seeds."""
     base = grid_world(bench)
     bench.workload = (
         "MiniGrid DoorKey 6x6 as text: what is in front and beside, objects within one cell, not "
         "where one is nor what one carries; 64 maps to train on, 40 held out. A transformer of "
         "words (hidden 48, 2 layers), warm-started by noisy imitation until 15 % success, plays 8 "
-        f"tasks x 8 episodes an iteration until {base.env_steps:,} environment steps are spent; "
+        f"tasks x 8 episodes an iteration until {base.env_steps:,} environment steps are spent, "
+        "with an entropy bonus of 0.01 for all; "
         "all arms of a seed start from the same weights and see the same tasks. Learning rates of "
         "GRPO and GiGPO are chosen from the same two by a seed that is not tested; ablations take "
         "GiGPO's. Success is sampled at temperature 1; areas are means of it over the steps. "
@@ -53,7 +53,7 @@ def run(bench: Bench) -> None:
         "to train on, 24 of the test fold held out, 6 tasks x 6 episodes, rate 0.001 for both."
     )
     rates = chosen_rates(bench, base)
-    seeds = [bench.seed + n for n in range(bench.pick(full=5, smoke=2))]
+    seeds = [bench.seed + 10 + n for n in range(bench.pick(full=7, smoke=2))]
     arms = {
         name: {**changes, "optimiser": {"lr": rates["GRPO" if name == "GRPO" else "GiGPO"]}}
         for name, changes in ARMS.items()
@@ -89,7 +89,8 @@ def grid_world(bench: Bench) -> RunConfig:
                 "lr": 3e-3,
                 "until": 0.15,
             },
-            "evaluation": {"every": 5},
+            "loss": {"entropy_weight": 0.01},
+            "evaluation": {"every": 3},
         }
     )
 
@@ -166,8 +167,6 @@ def judged(bench: Bench, found: Comparison) -> None:
         apart = found.difference("GiGPO", arm)
         bench.arm(f"GiGPO - {arm}", success_area=apart, seeds_won=wins(found, "GiGPO", arm))
         bench.verdict(claim, apart, at_least=0.0)
-    scaled = found.difference("GiGPO", "GiGPO, not scaled")
-    bench.arm("GiGPO - not scaled", success_area=scaled)
 
 
 def wins(found: Comparison, arm: str, baseline: str) -> int:
@@ -235,7 +234,7 @@ def games(bench: Bench) -> None:
     base = parse_run(
         {
             "iterations": 400,
-            "env_steps": 5_000,
+            "env_steps": 4_000,
             "environment": {
                 "name": "textworld-express",
                 "options": {
