@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from shoal.core.runs import Run
+    from shoal.training.config import RunConfig
     from shoal.training.loop import Trainer
     from shoal.training.run import Ended
     from shoal.training.trace import Shown
@@ -56,7 +57,7 @@ def run(
         update={name: value for name, value in given.items() if value is not None}
     )
     if peers is None:
-        _train(start(config), json)
+        _train_by_ranks(config, lambda: start(config), json)
         return
     from shoal.collectives import Communicator
     from shoal.collectives.backends import ShoalBackend
@@ -77,8 +78,26 @@ def resume(
 ) -> None:
     """Go on from a run's newest checkpoint, bit for bit."""
     from shoal.core.runs import find_run
+    from shoal.training.run import config_of
 
-    _train(find_run(run_id), json)
+    known = find_run(run_id)
+    _train_by_ranks(config_of(known), lambda: known, json)
+
+
+def _train_by_ranks(config: RunConfig, find: Callable[[], Run], json: bool) -> None:
+    """Train in this process, or as one of those that torchrun started."""
+    from shoal.training.ranks import join
+    from shoal.training.setup import build
+
+    ranks, device = join(config.policy.device)
+    policy = config.policy.model_copy(update={"device": device})
+    trainer = build(config.model_copy(update={"policy": policy}), ranks=ranks)
+    known = ranks.same(find() if ranks.first else None)
+    assert known is not None, "the first rank has found the run"
+    try:
+        _train(known, json or not ranks.first, trainer)
+    finally:
+        ranks.close()
 
 
 def _train(run: Run, json: bool, trainer: Trainer | None = None) -> None:
@@ -95,7 +114,9 @@ def _train(run: Run, json: bool, trainer: Trainer | None = None) -> None:
         if not json and (not quiet or done in (0, of) or done % 10 == 0):
             console.print(f"{done}/{of}  {line}", highlight=False)
 
-    _report(asyncio.run(train(run, trainer=trainer, on_iteration=show)), json)
+    ended = asyncio.run(train(run, trainer=trainer, on_iteration=show))
+    if trainer is None or trainer.learner.ranks.first:
+        _report(ended, json)
 
 
 def _report(ended: Ended, json: bool) -> None:

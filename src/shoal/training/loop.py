@@ -173,11 +173,14 @@ class Trainer:
         return found
 
     async def _round(self, place: int) -> Rollout:
-        return await self.runner.run(
-            self.tasks(place),
-            self.config.groups.episodes,
-            name=("train", place),
-            progress=self.progress,
+        ranks = self.learner.ranks
+        return ranks.gather(
+            await self.runner.run(
+                ranks.share(self.tasks(place)),
+                self.config.groups.episodes,
+                name=("train", place),
+                progress=self.progress,
+            )
         )
 
     async def _serve(self, before: float, *, moved: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,43 +54,74 @@ async def train(
     trainer: Trainer | None = None,
     on_iteration: OnIteration = lambda done, of, metrics: None,
 ) -> Ended:
-    """Run to the end, from the newest checkpoint if there is one; an interrupt saves and stops."""
+    """Run to the end, from the newest checkpoint if there is one; an interrupt saves and stops.
+
+    Of several ranks only the first measures and writes.
+    """
     config = config_of(run)
     trainer = trainer or build(config)
-    folder = run.folder / "checkpoints"
-    known = checkpoints(folder)
+    ranks = trainer.learner.ranks
+    known = checkpoints(run.folder / "checkpoints")
     told: dict[str, float] = {}
     if known:
         restore(trainer, known[-1])
         await trainer.sampler.update(trainer.policy)
     else:
         told |= await trainer.warm_up()
-    with (
-        Metrics(run.folder, done=trainer.done if known else -1) as metrics,
-        run.log() as log,
-        _interrupts() as interrupted,
-    ):
-        if not known:
+    with _Files(run, config, trainer, fresh=not known) as files, _interrupts() as interrupted:
+        if not known and ranks.first:
             if config.evaluation.every:
                 told |= await trainer.evaluate()
-            metrics.write(0, told)
+            files.begin(told)
             on_iteration(0, config.iterations, told)
-        while not trainer.ended and not interrupted():
+        while not trainer.ended and not ranks.same(interrupted()):
             iteration = await trainer.iterate()
             told = dict(iteration.metrics)
-            if _due(config.evaluation.every, iteration, trainer):
-                told |= await trainer.evaluate()
-            metrics.write(iteration.number, told)
-            if _due(config.log_every, iteration, trainer):
-                log_iteration(log, iteration, trainer.policy)
-            if _due(config.checkpoint_every, iteration, trainer):
-                save(trainer, folder, keep=config.keep_checkpoints)
-            on_iteration(iteration.number, config.iterations, told)
-        if interrupted():
-            save(trainer, folder, keep=config.keep_checkpoints)
+            if ranks.first:
+                if _due(config.evaluation.every, iteration, trainer):
+                    told |= await trainer.evaluate()
+                files.keep(iteration, told)
+                on_iteration(iteration.number, config.iterations, told)
+        if ranks.first and not trainer.ended:
+            files.save()
     trainer.runner.close()
     await trainer.sampler.close()
     return Ended(run, trainer.done, trainer.ended, told)
+
+
+class _Files:
+    """What a run leaves in its folder; nothing at all from other ranks than the first."""
+
+    def __init__(self, run: Run, config: RunConfig, trainer: Trainer, *, fresh: bool) -> None:
+        self._run, self._config, self._trainer = run, config, trainer
+        self._done = -1 if fresh else trainer.done
+        self._open = ExitStack()
+
+    def __enter__(self) -> _Files:
+        if self._trainer.learner.ranks.first:
+            self._metrics = self._open.enter_context(Metrics(self._run.folder, done=self._done))
+            self._log = self._open.enter_context(self._run.log())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def begin(self, told: Mapping[str, float]) -> None:
+        """What was measured before the first iteration."""
+        self._metrics.write(0, told)
+
+    def keep(self, iteration: Iteration, told: Mapping[str, float]) -> None:
+        """Write what is due after an iteration."""
+        config, trainer = self._config, self._trainer
+        self._metrics.write(iteration.number, told)
+        if _due(config.log_every, iteration, trainer):
+            log_iteration(self._log, iteration, trainer.policy)
+        if _due(config.checkpoint_every, iteration, trainer):
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        save(self._trainer, self._run.folder / "checkpoints", keep=self._config.keep_checkpoints)
 
 
 def _due(every: int, iteration: Iteration, trainer: Trainer) -> bool:

@@ -16,6 +16,7 @@ from shoal.training.forward import Forward, distinct
 from shoal.training.loop import Trainer
 from shoal.training.optimiser import Optimiser, OptimiserOptions
 from shoal.training.policies import Policy, hub_policy, word_policy
+from shoal.training.ranks import Ranks
 from shoal.training.rollout import GroupRunner, Reward
 from shoal.training.samplers import DirectSampler, Drawing, Sampler
 from shoal.training.update import Learner
@@ -29,11 +30,17 @@ def build(
     reward: Reward | None = None,
     make: Callable[[], Environment] | None = None,
     sampler: Sampler | None = None,
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """The trainer of a run file; what is given is taken in place of what the file names.
 
-    Raises :class:`ConfigError` for names and options there are not.
+    Raises :class:`ConfigError` for names and options there are not, and for fewer tasks than ranks.
     """
+    if ranks is not None and config.groups.tasks < ranks.world:
+        raise ConfigError(
+            f"{config.groups.tasks} tasks an iteration cannot be shared by {ranks.world} ranks: "
+            "raise groups.tasks."
+        )
     estimate = estimator(config.algorithm.name, config.algorithm.options)
     make = make or partial(open_environment, config.environment.name, config.environment.options)
     env = make()
@@ -64,7 +71,12 @@ def build(
     )
     reference = policy.frozen() if config.loss.kl != "none" else None
     learner = Learner(
-        config, policy=policy, optimiser=optimiser, forward=forward, reference=reference
+        config,
+        policy=policy,
+        optimiser=optimiser,
+        forward=forward,
+        reference=reference,
+        ranks=ranks,
     )
     return Trainer(
         config, policy=policy, sampler=sampler, runner=runner, estimate=estimate, learner=learner

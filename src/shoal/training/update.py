@@ -22,6 +22,7 @@ from shoal.training.forward import Forward
 from shoal.training.loss import LossOptions, Tokens, policy_loss, token_scale
 from shoal.training.optimiser import Optimiser
 from shoal.training.policies import Policy
+from shoal.training.ranks import Ranks
 from shoal.training.rows import Floats, Ints, Row
 
 
@@ -36,8 +37,10 @@ class Learner:
         optimiser: Optimiser,
         forward: Forward,
         reference: Policy | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.policy, self.optimiser, self.reference = policy, optimiser, reference
+        self.ranks = ranks or Ranks()
         self._config, self.forward = config, forward
         self._loss = LossOptions(**config.loss.model_dump())
         self._correction = Correction(**config.correction.model_dump(exclude={"max_lag"}))
@@ -114,15 +117,23 @@ class Learner:
         self, rows: Sequence[Row], credit: Advantages, old: Sequence[torch.Tensor], chosen_R: Ints
     ) -> dict[str, float]:
         """One optimiser step on some rows."""
-        return self._accumulate(rows, credit, old, chosen_R) | self.optimiser.step()
+        told = self._accumulate(rows, credit, old, chosen_R)
+        self.ranks.sum_gradients(self.policy.trained.values())
+        return self.ranks.sum_metrics(told) | self.optimiser.step()
 
     def _accumulate(
         self, rows: Sequence[Row], credit: Advantages, old: Sequence[torch.Tensor], chosen_R: Ints
     ) -> dict[str, float]:
-        """Gradients of some rows as one mean, as many rows at a time as the run allows."""
+        """Gradients of some rows as one mean, as many rows at a time as the run allows.
+
+        Of several ranks each takes its share of the rows, and the mean is that of all.
+        """
         lengths_R = torch.tensor([len(rows[index].action) for index in chosen_R])
         scale_R = token_scale(lengths_R, self._loss.aggregate, self._loss.length)
-        micro = self._config.optimiser.micro or len(chosen_R)
+        whole = len(chosen_R)
+        scale_R = torch.from_numpy(self.ranks.share_rows(scale_R.numpy()))
+        chosen_R = self.ranks.share_rows(chosen_R)
+        micro = self._config.optimiser.micro or max(len(chosen_R), 1)
         told: dict[str, float] = {}
         for first in range(0, len(chosen_R), micro):
             part_R = chosen_R[first : first + micro]
@@ -136,7 +147,7 @@ class Learner:
             loss, metrics = policy_loss(tokens, self._loss)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
-            share = len(part_R) / len(chosen_R)
+            share = len(part_R) / whole
             metrics |= {"loss": float(loss.detach())}
             metrics |= {name: share * value for name, value in apart.items()}
             for name, value in metrics.items():
