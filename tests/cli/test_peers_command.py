@@ -88,3 +88,42 @@ def test_the_token_is_needed_and_checked():
         shoal("status", "127.0.0.1:1", token="")
     with MasterThread(TOKEN) as master, pytest.raises(Refused, match="the same token"):
         shoal("status", master.address, token="another")
+
+
+RUN = """
+iterations = 2
+[environment]
+name = "arithmetic"
+[groups]
+tasks = 2
+episodes = 2
+[policy]
+hidden = 16
+layers = 1
+heads = 2
+"""
+
+
+def test_two_processes_train_one_run_file_with_each_other(tmp_path: Path):
+    (tmp_path / "run.toml").write_text(RUN)
+    with MasterThread(TOKEN) as master:
+        command = [
+            sys.executable, "-m", "shoal", "train", "run.toml", "--peers", master.address, "--json",
+        ]  # fmt: skip
+        trainers = [
+            subprocess.Popen(command, env=ENV, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        found = [json.loads(trainer.communicate(timeout=100)[0]) for trainer in trainers]
+    for one in found:
+        assert one["finished"] and one["metrics"]["peers"] == one["metrics"]["peers.rounds"] == 2
+    assert len({one["run"] for one in found}) == 2
+
+
+def test_training_with_peers_needs_their_token(tmp_path: Path):
+    (tmp_path / "run.toml").write_text(RUN)
+    done = CliRunner().invoke(
+        app, ["train", str(tmp_path / "run.toml"), "--peers", "127.0.0.1:1"],
+        env={"SHOAL_PEERS_TOKEN": ""},
+    )  # fmt: skip
+    assert isinstance(done.exception, ConfigError) and "token" in str(done.exception)

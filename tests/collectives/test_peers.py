@@ -246,6 +246,7 @@ def test_a_tag_in_flight_cannot_be_taken_twice_and_is_free_afterwards(master):
     with pytest.raises(TimeoutError):
         two.connect(timeout=0.1)  # waits to be admitted
     one.gather(2)
+    assert one.group_sizes == {0: 2} and one.world_size == 2
     try:
         x, y = np.ones(10, np.float32), np.full(10, 2, np.float32)
         first = one.all_reduce_async(x, tag=7)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +13,33 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from shoal.collectives.errors import WireError
-from shoal.collectives.kernels import DTYPES, Op, division, reduction
-from shoal.collectives.quantize import META, MIN_MAX, RAW, decode, encode, room
-from shoal.collectives.ring import Lane, Plan, cut, lanes_for, reduce_in_memory
+from shoal.collectives.kernels import DTYPES, Kernel, Op, division, reduction
+from shoal.collectives.quantize import META, MIN_MAX, RAW, Quantization, decode, encode, room
+from shoal.collectives.ring import Lane, Plan, cut, lanes_for
+
+
+def reduce_in_memory(
+    inputs: list[np.ndarray],
+    reduce: Kernel,
+    divide: Callable[[np.ndarray], Any] | None = None,
+    quantization: Quantization = "none",
+) -> list[np.ndarray]:
+    """The ring of all peers, without a network."""
+    w = len(inputs)
+    outputs = [np.empty_like(x) for x in inputs]
+    lanes = [
+        Lane(Plan(rank, w, reduce, divide, quantization), inputs[rank], outputs[rank])
+        for rank in range(w)
+    ]
+    while not all(lane.done for lane in lanes):
+        for rank, lane in enumerate(lanes):
+            while lane.ready():
+                block = bytes(lane.outgoing())
+                lane.block_sent()
+                after = lanes[(rank + 1) % w]
+                after.incoming(len(block))[:] = block
+                after.block_received()
+    return outputs
 
 
 def bits(x: np.ndarray) -> bytes:

@@ -22,9 +22,7 @@ from shoal.collectives.peer import Communicator
 from shoal.collectives.quantize import Quantization
 from shoal.collectives.reducing import ReduceInfo
 from shoal.collectives.state import SharedState
-from shoal.core.errors import ConfigError, MissingExtra, nearest
-
-BACKENDS = ("shoal", "gloo", "torchft")
+from shoal.core.errors import ConfigError, MissingExtra
 
 
 class Backend(Protocol):
@@ -232,11 +230,3 @@ def _ring_bytes(array: Array, world: int) -> tuple[int, int]:
     """Bytes a ring sends and receives for one array: computed, as gloo does not count."""
     moved = 2 * (world - 1) * array.nbytes // max(1, world)
     return moved, moved
-
-
-def check_backend(name: str) -> str:
-    """The name itself; raises :class:`ConfigError` for one that is none."""
-    if name not in BACKENDS:
-        known = ", ".join(BACKENDS)
-        raise ConfigError(f"There is no backend {name!r} ({known}).{nearest(name, BACKENDS)}")
-    return name

@@ -232,27 +232,3 @@ class Lane:
             return cell
         self._cells.give(cell)
         return None
-
-
-def reduce_in_memory(
-    inputs: list[Array],
-    reduce: Kernel,
-    divide: Callable[[Array], Any] | None = None,
-    quantization: Quantization = "none",
-) -> list[Array]:
-    """The same ring without a network, for tests and for measuring quantisation."""
-    w = len(inputs)
-    outputs = [np.empty_like(x) for x in inputs]
-    lanes = [
-        Lane(Plan(rank, w, reduce, divide, quantization), inputs[rank], outputs[rank])
-        for rank in range(w)
-    ]
-    while not all(lane.done for lane in lanes):
-        for rank, lane in enumerate(lanes):
-            while lane.ready():
-                block = bytes(lane.outgoing())
-                lane.block_sent()
-                after = lanes[(rank + 1) % w]
-                after.incoming(len(block))[:] = block
-                after.block_received()
-    return outputs

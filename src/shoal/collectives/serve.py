@@ -56,8 +56,6 @@ from shoal.core.records import from_json, to_json
 
 PORT = 48148
 HELLO_SECONDS = 5.0
-SLICE = 64 << 10
-"""Bytes read at once from a peer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Turn:
         self.out: list[Outgoing] = []
 
     def result(self) -> MasterState:
+        """The master's state after this step; a group that has died out is forgotten."""
         groups = dict(self.state.groups)
         if self.group.members or self.group.expected or self.group.next_revision:
             groups[self.number] = self.group
@@ -40,15 +41,19 @@ class Turn:
     # --- sending --------------------------------------------------------------------------------
 
     def send(self, peer: str, packet: object) -> None:
+        """Answer a peer."""
         self.out.append(Send(peer, packet))
 
     def note(self, kind: str, **body: Any) -> None:
+        """Have something logged."""
         self.out.append(Note(kind, {"group": self.number, **body}))
 
     def set(self, peer: str, state: State) -> None:
+        """What a peer does from now on."""
         self.group.members[peer] = replace(self.group.members[peer], state=state)
 
     def kick(self, peer: str, reason: str) -> None:
+        """Have a peer told why it is removed, and remove it."""
         self.out.append(Kick(peer, reason))
         self.note("kick", peer=peer, reason=reason)
         self.remove(peer, f"it was removed: {reason}")
@@ -56,6 +61,7 @@ class Turn:
     # --- coming and going -----------------------------------------------------------------------
 
     def joined(self, event: Joined) -> None:
+        """Let a peer wait for admission, or remove it where it cannot fit."""
         group = self.group
         assert event.peer not in self.home, "the shell gives every connection an id of its own"
         group.members[event.peer] = Member(event.peer, event.address, event.pool)
@@ -123,6 +129,7 @@ class Turn:
     # --- giving up ------------------------------------------------------------------------------
 
     def fail_round(self, reason: str, without: str = "") -> None:
+        """The links of the round under way will not all come about: let its peers vote again."""
         group = self.group
         assert group.round is not None
         failed, group.round = group.round, None
@@ -133,6 +140,7 @@ class Turn:
                 self.send(peer, TopologyFailed(failed.epoch, reason))
 
     def fail_op(self, tag: int, kind: str, reason: str) -> None:
+        """Give an operation up: exactly one answer to each peer that asked for it."""
         op = self.group.ops[tag]
         if op.seq:
             self.end_op(tag, lambda: Aborting(tag, op.seq, reason))
@@ -141,14 +149,15 @@ class Turn:
             self.end_op(tag, lambda: Failed(tag, kind, reason))
 
     def end_op(self, tag: int, answer: Callable[[], object]) -> None:
+        """Answer all who asked for it; who has no other operation is idle again."""
         op = self.group.ops.pop(tag)
         for peer in op.votes:
-            if peer not in self.group.members:
-                continue
-            self.send(peer, answer())
-            if not any(peer in other.votes for other in self.group.ops.values()):
-                self.set(peer, State.IDLE)
+            if peer in self.group.members:
+                self.send(peer, answer())
+                if not any(peer in other.votes for other in self.group.ops.values()):
+                    self.set(peer, State.IDLE)
 
     def ready(self, ring: tuple[str, ...]) -> TopologyReady:
+        """What peers are told of a ring that stands."""
         sizes = {number: len(other.ring) for number, other in self.state.groups.items()}
         return TopologyReady(self.group.epoch, ring, {**sizes, self.number: len(ring)})
