@@ -30,6 +30,7 @@ ENDS = {
     "tools.py": "prompt tokens were known already",
     "settle.py": "settlements are in the log",
     "newsroom.toml": "Everything is in",
+    "taxi.toml": "30/30",
 }
 
 
@@ -40,10 +41,11 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
     how = {
         ".py": [sys.executable, str(EXAMPLES / name)],
         ".toml": [sys.executable, "-m", "shoal", "run", str(EXAMPLES / name), "-i", str(text)],
+        "taxi.toml": [sys.executable, "-m", "shoal", "train", str(EXAMPLES / name)],
     }
     done = subprocess.run(
-        how[Path(name).suffix], cwd=tmp_path, capture_output=True, text=True, timeout=250,
-        check=False,
+        how.get(name) or how[Path(name).suffix], cwd=tmp_path, capture_output=True, text=True,
+        timeout=250, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert ENDS[name] in done.stdout
