@@ -83,6 +83,28 @@ def test_plain_averaging_ends_in_the_mean_of_the_peers():
     assert found == Round(1, (2, 2), 12, 12, 0, True)
 
 
+class Echo(Alone):
+    """Others who do just as this peer does, so that the mean is its own."""
+
+    world_size = 2
+
+    def average(self, arrays: list[np.ndarray], quantization: str = "none") -> list[ReduceInfo]:
+        return [ReduceInfo(2, array.nbytes, array.nbytes) for array in arrays]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_delay_loses_nothing_and_counts_nothing_twice(kind):
+    """Where all peers do the same, training with a delay is training alone, step for step."""
+    weights, plain = torch.full((3,), 8.0, dtype=kind), torch.full((3,), 8.0, dtype=kind)
+    diloco = DiLoCo([weights], Echo(), delayed=True)  # type: ignore[arg-type]
+    for number in range(6):
+        diloco.round(lambda: weights.mul_(0.5))
+        plain.mul_(0.5)
+        assert torch.equal(weights, plain), number
+    last = diloco.finish()
+    assert torch.equal(weights, plain) and last is not None and last.number == 6
+
+
 def test_alone_a_round_is_dropped_and_the_parameters_are_the_outer_ones():
     weights = torch.tensor([1.0, 2.0])
     diloco = DiLoCo({"w": weights}, Alone())  # type: ignore[arg-type]

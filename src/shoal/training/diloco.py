@@ -10,7 +10,11 @@ Nesterov momentum 0.9, wants fifty rounds and more or a pretrained start; from r
 in few rounds it is worse than not communicating at all.
 
 Delayed by one step, Δ travels while the next H steps are computed and is applied after them.
-Departure: before a newcomer is admitted the Δ in flight is waited for and applied, so that one
+Departures: training goes on from the outer parameters *and* this peer's own Δ in flight, as in
+"Eager Updates for Overlapped Communication and Computation in DiLoCo" (arXiv 2502.12996). Going
+back to the outer parameters alone, every other Δ starts from the same place, and where H steps
+take out a share k of the error, it shrinks by √k a round, which near k = 1 is not at all. And
+before a newcomer is admitted the Δ in flight is waited for and applied, so that one
 synchronisation is enough; the report has it synchronise twice.
 """
 
@@ -122,9 +126,10 @@ class DiLoCo:
         self._delta = self._staging.empty()
         self._ahead = self._staging.empty() if delayed else self._delta  # measured in flight
         self._staging.gather(self._outer)
-        wide = all(part.element_size() >= 4 for part in self._staging.parts)
-        # what training starts from: the outer parameters as far as half-width ones hold them
-        self._start = self._outer if wide else self._outer.copy()
+        exact = all(part.element_size() >= 4 for part in self._staging.parts) and not delayed
+        # what training starts from: the outer parameters as far as half-width ones hold them,
+        # and with a delay this peer's own progress beside
+        self._start = self._outer if exact else self._outer.copy()
         arrays: dict[str, Any] = {f"outer.{a}": self._outer[a:b] for a, b in self._cuts}
         if outer.momentum:
             arrays |= {f"velocity.{a}": self._velocity[a:b] for a, b in self._cuts}
@@ -152,7 +157,7 @@ class DiLoCo:
             return
         self.finish()
         self._fetched = self.backend.begin(self.state).rx
-        self._scatter()
+        self._begin_at(self._outer)
 
     def share(self) -> Round:
         """Share how far training has come since :meth:`start`, and take the outer step."""
@@ -174,7 +179,9 @@ class DiLoCo:
             self._measure(self._ahead)
             found = self._land()
             self._delta, self._ahead = self._ahead, self._delta
-        self._scatter()
+        np.multiply(self._delta, np.float32(-self.setting.lr), out=self._start)
+        self._start += self._outer
+        self._begin_at(self._start)
         self._flight = _Flight(self.backend, self._buckets(), self._quantization)
         return found
 
@@ -189,7 +196,7 @@ class DiLoCo:
         if committed:
             outer_step(self._outer, self._velocity, self._delta, self.setting)
             self.state.revision += 1
-        self._scatter()
+        self._begin_at(self._outer)
         moved = infos or []
         fetched, self._fetched = self._fetched, 0
         return Round(
@@ -209,8 +216,9 @@ class DiLoCo:
         self._staging.gather(delta)
         np.subtract(self._start, delta, out=delta)
 
-    def _scatter(self) -> None:
-        self._staging.scatter(self._outer)
+    def _begin_at(self, flat: Floats) -> None:
+        """Let training go on from there."""
+        self._staging.scatter(flat)
         if self._start is not self._outer:
             self._staging.gather(self._start)
 
