@@ -72,7 +72,7 @@ def grid_world(bench: Bench) -> RunConfig:
     return parse_run(
         {
             "iterations": 400,
-            "env_steps": bench.pick(full=45_000, smoke=2_500),
+            "env_steps": bench.pick(full=45_000, smoke=1_500),
             "environment": {
                 "name": "minigrid",
                 "options": {"level": "MiniGrid-DoorKey-6x6-v0", "view": 1, "max_steps": 50},
