@@ -66,7 +66,8 @@ class PeerTrainer(Trainer):
             return iteration
         found = await asyncio.to_thread(self._diloco.share)
         if self.ended:
-            found = await asyncio.to_thread(self._diloco.finish) or found
+            last = await asyncio.to_thread(self._diloco.finish)
+            found = last or found
         await self._hand_over()
         return replace(iteration, metrics={**iteration.metrics, **_told(found)})
 
