@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from worlds import Walk
@@ -146,3 +147,24 @@ def test_environments_are_kept_for_the_next_round() -> None:
     assert len(made) == 6
     one.close()
     assert all(world.closed for world in made)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [([0.5], "state key of the walk holds the float 0.5"), ({1}, "is a set, which cannot be")],
+)
+def test_a_state_that_cannot_repeat_or_be_hashed_is_named(key: Any, message: str) -> None:
+    class Odd(Walk):
+        def state_key(self) -> Any:
+            return key
+
+    with pytest.raises(BadEnvironment, match=message):
+        play(runner(Odd))
+
+
+def test_keys_that_are_lists_are_made_canonical() -> None:
+    class Listed(Walk):
+        def state_key(self) -> Any:
+            return [super().state_key()]
+
+    assert {row.state_key for row in play(runner(Listed)).rows} >= {(0,), (1,)}

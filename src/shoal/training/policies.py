@@ -7,6 +7,7 @@ more tensors than are trained.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -182,11 +183,5 @@ def set_weights(policy: Policy, weights: Mapping[str, torch.Tensor]) -> None:
 def fingerprint(policy: Policy) -> str:
     """What a checkpoint must agree with: architecture and vocabulary."""
     vocabulary = json.loads(policy.tokenizer.backend.to_str())["model"]["vocab"]
-    return f"{policy.config}/{len(policy.trained)}/{hash_text(json.dumps(vocabulary))}"
-
-
-def hash_text(text: str) -> str:
-    """A short hash of a text."""
-    import hashlib
-
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    names = hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=8).hexdigest()
+    return f"{policy.config}/{len(policy.trained)}/{names}"

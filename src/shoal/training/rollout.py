@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from shoal.core.errors import ShoalError
 from shoal.core.rng import seed_of
-from shoal.envs.protocol import BadEnvironment, Environment, Transition
+from shoal.envs.protocol import BadEnvironment, Environment, Transition, as_key
 from shoal.training.context import Context, Turn
 from shoal.training.policies import Policy
 from shoal.training.rows import Row
@@ -222,7 +222,7 @@ class GroupRunner:
     ) -> None:
         observation = await _guarded(env, partial(env.reset, one.task), "reset")
         past: list[Turn] = []
-        key: Hashable = env.state_key()
+        key = as_key(env.state_key(), env.name)
         self._check_start(one.task, key, starts, env)
         while one.steps < env.max_steps:
             prompt = self.policy.encode(self.context.prompt(env, past, observation))
@@ -256,7 +256,7 @@ class GroupRunner:
             if done.done:
                 return
             past.append(Turn(observation, action or ""))
-            observation, key = done.observation, env.state_key()
+            observation, key = done.observation, _key(env)
 
     def _check_start(
         self, task: int, key: Hashable, starts: dict[int, Hashable], env: Environment
@@ -283,6 +283,16 @@ class GroupRunner:
 
 def _task_name(task: int) -> str:
     return f"task-{task}"
+
+
+def _key(env: Environment) -> Hashable:
+    """The state's key; looked at closely only where it cannot be hashed, as the first one was."""
+    key = env.state_key()
+    try:
+        hash(key)
+    except TypeError:
+        return as_key(key, env.name)
+    return key
 
 
 async def _guarded(env: Environment, call: Callable[[], T], what: str) -> T:
