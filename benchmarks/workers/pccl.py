@@ -213,7 +213,7 @@ def diloco(options: dict[str, Any]) -> None:
 
     from shoal.collectives.backends import ShoalBackend
     from shoal.training.byte_llama import ByteLlama, rows, tiny_config
-    from shoal.training.diloco import PUBLISHED, DiLoCo, Outer
+    from shoal.training.diloco import PUBLISHED, DiLoCo, Outer, Round
 
     torch.set_num_threads(1)
     data = bytearray(Path(options["text"]).read_bytes())
@@ -239,26 +239,30 @@ def diloco(options: dict[str, Any]) -> None:
 
     def train() -> None:
         for step in range(H):
-            seed = hash((options["seed"], worker, run.rounds, step)) & (2**40 - 1)
+            seed = hash((options["seed"], worker, run.rounds + run.in_flight, step)) & (2**40 - 1)
             inner.zero_grad()
             model.loss(rows(text[:cut], batch=6, length=65, seed=seed)).backward()
             inner.step()
 
-    while run.rounds < options["rounds"]:
-        number = run.rounds
-        start = time.monotonic()
-        found = run.round(train)
+    def report(found: Round, start: float) -> None:
         with torch.no_grad():
             loss = model.loss(held).item()
         content = content_hash(np.concatenate([b.flat for b in run.state.buffers.values()]))
         say(
-            event="step", worker=worker, at=time.monotonic(), round=number, revision=found.number,
-            loss=loss, worlds=found.worlds, tx=found.tx, fetched=found.fetched, hash=content,
+            event="step", worker=worker, at=time.monotonic(), revision=found.number, loss=loss,
+            worlds=found.worlds, tx=found.tx, fetched=found.fetched, hash=content,
             committed=found.committed, seconds=time.monotonic() - start,
         )  # fmt: skip
+
+    while run.rounds + run.in_flight < options["rounds"]:
+        start = time.monotonic()
+        found = run.round(train)
+        report(found, start)
         if options.get("leave") and found.number >= options["leave"]:
             os.kill(os.getpid(), 9)
-    run.finish()
+    start = time.monotonic()
+    if (last := run.finish()) is not None:
+        report(last, start)
     peer.close()
 
 

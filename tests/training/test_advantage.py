@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.core.errors import ConfigError
-from shoal.training.advantage import grpo, max_rl, reinforce, returns, rloo, step_return
+from shoal.training.advantage import gdpo, grpo, max_rl, reinforce, returns, rloo, step_return
 from shoal.training.estimators import ESTIMATORS, estimator, settle_degenerate
 from shoal.training.rows import Row, batch_of
 
@@ -106,7 +106,22 @@ def test_equality_is_decided_exactly_not_by_a_rounded_deviation() -> None:
     assert found.total.tolist() == [0.0, 0.0, 0.0] and found.dead_R.all()
 
 
-@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_parts_that_are_scaled_apart_weigh_alike() -> None:
+    rows = [
+        row("x", str(n), 0, form + right, parts={"form": form, "right": right})
+        for n, (form, right) in enumerate([(0.1, 0.0), (0.0, 3.0), (0.1, 0.0), (0.0, -3.0)])
+    ]
+    form = np.array([0.5, -0.5, 0.5, -0.5]) * 3**0.5
+    right = np.array([0, 1, 0, -1]) * 1.5**0.5
+    assert gdpo(batch_of(rows)).total == pytest.approx(form + right, abs=1e-3)
+
+
+def test_without_parts_there_is_nothing_to_scale_apart() -> None:
+    with pytest.raises(ConfigError, match="a quiz are not made of parts"):
+        gdpo(answered({"x": [1, 0]}, {"x": ["a", "b"]}))
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS.keys() - {"gdpo"}))
 @given(groups=st.lists(REWARDS, min_size=2, max_size=5))
 @pytest.mark.filterwarnings("ignore")
 def test_every_estimator_is_finite_for_any_rewards(name: str, groups: list[list[float]]) -> None:

@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 
+from shoal.core.errors import ConfigError
 from shoal.training.rows import Batch, Bools, Floats, Ints
 
 EPS = 1e-6
@@ -205,6 +206,25 @@ def reinforce(batch: Batch, *, scale: bool = True) -> Advantages:
     whole_E = np.zeros(batch.episodes, dtype=np.int64)
     value_E = centred_by(whole_E, batch.return_E, 1, std=scale)
     return advantages(batch, value_E[batch.episode_R])
+
+
+def gdpo(batch: Batch) -> Advantages:
+    """GRPO of every part of the reward by itself, added up: a small part keeps its say.
+
+    Raises :class:`ConfigError` where rewards have no parts.
+    """
+    if not batch.parts_E:
+        raise ConfigError(
+            f"Rewards of {batch.environment} are not made of parts, so that there is nothing to "
+            "scale apart: take grpo."
+        )
+    warn_lone(batch)
+    scaled = [
+        centred_by(batch.group_E, part_E, batch.groups, std=True)
+        for part_E in batch.parts_E.values()
+    ]
+    whole_E: Floats = np.sum(scaled, axis=0)
+    return advantages(batch, whole_E[batch.episode_R])
 
 
 def max_rl(batch: Batch) -> Advantages:

@@ -142,6 +142,11 @@ class DiLoCo:
         """Outer steps committed so far."""
         return self.state.revision
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether a pseudo-gradient is on its way: one round more than :attr:`rounds` then."""
+        return self._flight is not None
+
     def round(self, train: Callable[[], object]) -> Round:
         """Synchronise, train, share. Alone, a peer keeps its outer parameters and waits."""
         self.start()

@@ -16,7 +16,15 @@ from typing import Any, Literal
 import numpy as np
 
 from shoal.core.errors import ConfigError, nearest
-from shoal.training.advantage import Advantages, grpo, max_rl, reinforce, rloo, step_return
+from shoal.training.advantage import (
+    Advantages,
+    gdpo,
+    grpo,
+    max_rl,
+    reinforce,
+    rloo,
+    step_return,
+)
 from shoal.training.copo import copo, global_advantage
 from shoal.training.gigpo import gigpo
 from shoal.training.rows import Batch, Bools
@@ -29,6 +37,7 @@ ESTIMATORS: Mapping[str, Callable[..., Advantages]] = {
     "rloo": rloo,
     "reinforce": reinforce,
     "max_rl": max_rl,
+    "gdpo": gdpo,
     "gigpo": gigpo,
     "copo": copo,
     "step_return": step_return,

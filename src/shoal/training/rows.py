@@ -62,6 +62,7 @@ class Batch:
     t_R, reward_R, valid_R  as in the rows
     group_E, return_E   each episode's group and undiscounted sum of rewards
     answer_E            code of its final answer; -1 where it cannot be read
+    parts_E             sums of the parts its rewards are made of, by name
     reward_min          the least sum of rewards an episode can have, as the environment declares
     answers             whether the environment has final answers at all
     """
@@ -76,6 +77,7 @@ class Batch:
     return_E: Floats
     answer_E: Ints
     groups: int
+    parts_E: Mapping[str, Floats] = field(default_factory=dict)
     reward_min: float = 0.0
     answers: bool = False
     environment: str = "the environment"
@@ -128,10 +130,20 @@ def batch_of(
         return_E=np.bincount(episode_R, reward_R, minlength=episodes).astype(np.float64),
         answer_E=np.array(answer_E, dtype=np.int64),
         groups=groups,
+        parts_E=_parts(rows, episode_R, episodes),
         reward_min=reward_min,
         answers=answers,
         environment=environment,
     )
+
+
+def _parts(rows: Sequence[Row], episode_R: Ints, episodes: int) -> dict[str, Floats]:
+    names = sorted({name for row in rows for name in row.parts})
+    columns = {name: [row.parts.get(name, 0.0) for row in rows] for name in names}
+    return {
+        name: np.bincount(episode_R, column, minlength=episodes).astype(np.float64)
+        for name, column in columns.items()
+    }
 
 
 def _codes(keys: Sequence[Hashable]) -> tuple[Ints, int]:

@@ -61,7 +61,7 @@ def train_together(
 
     def train() -> None:
         for step in range(inner_steps):
-            drawn = seed_of(seed, peer.id, run.rounds, step)
+            drawn = seed_of(seed, peer.id, run.rounds + run.in_flight, step)
             inner.zero_grad()
             model.loss(rows(data[:cut], batch=batch, length=LENGTH, seed=drawn)).backward()  # type: ignore[no-untyped-call]
             inner.step()
@@ -70,7 +70,8 @@ def train_together(
         with torch.no_grad():
             return float(model.loss(held_out))
 
-    while run.rounds < rounds:
+    while run.rounds + run.in_flight < rounds:
         on_round(run.round(train), loss())
-    run.finish()
+    if (last := run.finish()) is not None:
+        on_round(last, loss())
     return loss()

@@ -180,7 +180,7 @@ def compare(base: KVSegment, anchors: Sequence[Anchor]) -> Comparison:
         values_A,
         float(values_A.min() / length.sqrt()),
         tokens_2An / (L * K * d),
-        channels_2ALc.unflatten(-1, (K, d)),
+        channels_2ALc.view(2, A, L, K, d),
     )
 
 
