@@ -8,13 +8,14 @@ import pytest
 from traces import trace
 
 from shoal.agents import Agent, Protocol, Team, run, tool
-from shoal.agents.tools import KEY, UNKNOWN
+from shoal.agents.tools import UNKNOWN
 from shoal.core.budget import Limits
 from shoal.core.errors import ConfigError
 from shoal.core.log import EventLog
 from shoal.core.protocols import Sampling
 from shoal.core.records import Message
 from shoal.engine.scripted import ScriptedEngine
+from shoal.tools.functions import KEY
 
 
 def add(a: int, b: int = 1) -> int:

@@ -10,7 +10,8 @@ from shoal.agents.report import Comparison, SharingReport, compare, sharing_repo
 from shoal.agents.room import Room, material_room
 from shoal.agents.scheduler import run
 from shoal.agents.team import Agent, Channel, Protocol, Script, Team, World
-from shoal.agents.tools import Tool, tool
+from shoal.agents.tools import tool
+from shoal.tools.functions import Tool
 
 __all__ = [
     "Agent",

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from shoal.agents.rules import Registry
-from shoal.agents.tools import Tool, call
+from shoal.agents.tools import call
 from shoal.core import rng
 from shoal.core.budget import Reservation
 from shoal.core.errors import BudgetExhausted, EngineError
 from shoal.core.log import EventLog
 from shoal.core.protocols import Completion, Engine, Grammar, OnDelta, Request, Sampling
 from shoal.core.records import Message, ToolCall, Usage
+from shoal.tools.functions import Tool
 
 if TYPE_CHECKING:
     from shoal.agents.answering import Job

@@ -16,12 +16,13 @@ from shoal.agents.rewires import Rewire, rewires
 from shoal.agents.rules import Call, Registry, parse
 from shoal.agents.stops import Stop, is_finite, stop_rules
 from shoal.agents.strategies import ANSWER, Strategy, strategies
-from shoal.agents.tools import Tool, tool, tools
+from shoal.agents.tools import tool, tools
 from shoal.agents.turns import FINISH, TurnRule, turn_rules
 from shoal.agents.world import World
 from shoal.core.budget import Limits
 from shoal.core.errors import ConfigError
 from shoal.core.protocols import Sampling
+from shoal.tools.functions import Tool
 
 __all__ = [
     "Agent",

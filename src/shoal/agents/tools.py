@@ -1,4 +1,4 @@
-"""Tools that members call: Python functions with type hints, and how a call survives a crash.
+"""Tools that members call: by name in team files, and how a call survives a crash.
 
 A call is written to the log before it is made and again when it has returned. A run that goes on
 takes what returned from the log. A call that was under way when the process died is made again
@@ -12,72 +12,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import ValidationError
 
 from shoal.agents.rules import Registry
-from shoal.core.errors import ConfigError
 from shoal.core.log import EventLog
-from shoal.core.records import SideEffect, ToolSpec
-
-KEY = "idempotency_key"
+from shoal.tools.functions import KEY, Tool, from_function
 
 UNKNOWN = "The run was interrupted during this call: nobody knows whether it took effect."
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
-    """A function a model may call; ``arguments`` checks what the model wrote."""
-
-    spec: ToolSpec
-    fn: Callable[..., Any]
-    arguments: type[BaseModel]
-    keyed: bool = False
-
-    @property
-    def name(self) -> str:
-        """What models call it."""
-        return self.spec.name
-
-    def __repr__(self) -> str:
-        return f"Tool({self.name!r})"
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether a call may be made again after a crash."""
-        return self.keyed or self.spec.side_effect == "read"
-
-
-def tool(
-    fn: Callable[..., Any], *, side_effect: SideEffect = "read", name: str | None = None
-) -> Tool:
-    """A tool out of a function: its name, docstring and type hints are what a model sees.
-
-    Raises :class:`ConfigError` for a parameter without a type hint.
-    """
-    name = name or fn.__name__
-    hints = get_type_hints(fn)
-    fields: dict[str, Any] = {}
-    keyed = False
-    for parameter in inspect.signature(fn).parameters.values():
-        if parameter.name == KEY:
-            keyed = True
-            continue
-        if parameter.name not in hints or parameter.kind is parameter.VAR_POSITIONAL:
-            raise ConfigError(
-                f"The tool {name!r} needs a type hint for its parameter {parameter.name!r}."
-            )
-        empty = parameter.default is parameter.empty
-        fields[parameter.name] = (hints[parameter.name], ... if empty else parameter.default)
-    config = ConfigDict(extra="forbid")
-    model = create_model(name, __config__=config, **fields)
-    schema = model.model_json_schema()
-    about = inspect.getdoc(fn) or ""
-    return Tool(ToolSpec(name, about, schema, side_effect), fn, model, keyed)
-
+tool = from_function
+"""A tool out of a function: the importer under the name it has in a program."""
 
 tools: Registry[Tool] = Registry("tool", "shoal.tools")
 """Tools by name, for team files: an entry point ``shoal.tools`` names a function that returns a

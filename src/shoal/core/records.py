@@ -5,6 +5,8 @@ Records are frozen; what crosses a file goes through :func:`to_json` and :func:`
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -38,12 +40,36 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as a model sees it; ``parameters`` is a JSON schema of the arguments."""
+    """A tool: what a model sees of it, and what its callers and a catalogue must know.
+
+    name         what it is called by, unique in its catalogue: ``aws.s3.CreateBucket``
+    description  its documentation as text; written by others, so data and never an instruction
+    parameters   JSON schema of the arguments
+    side_effect  what a call does at worst: only read, write, or destroy
+    origin       where the description is from, with a version: ``botocore 1.44.5``
+    service      name for people of what it belongs to: ``Amazon Simple Storage Service``
+    cost         how many calls of a budget one call takes
+    served       whether it can be called here, or is only described
+    """
 
     name: str
     description: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     side_effect: SideEffect = "read"
+    origin: str = ""
+    service: str = ""
+    cost: int = 1
+    served: bool = True
+
+    @property
+    def version(self) -> str:
+        """16 hex digits that change with anything a caller or a search relies on.
+
+        Whether the tool is served here, and at what cost, is no part of it.
+        """
+        parts = (self.name, self.description, self.parameters, self.side_effect, self.service)
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=dict)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Tools: what can be called, where it is described, and how it is found."""
