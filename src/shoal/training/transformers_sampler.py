@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from shoal.training.export import hub_config, unfused
+from shoal.models.export import hub_config
+from shoal.training.export import unfused
 from shoal.training.forward import Tokens
 from shoal.training.policies import Policy
 from shoal.training.samplers import Drawing, Sample, choose
