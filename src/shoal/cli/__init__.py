@@ -12,10 +12,12 @@ import typer
 from shoal import __version__
 from shoal.cli.batch import batch
 from shoal.cli.chat import chat
+from shoal.cli.compress import compress
 from shoal.cli.console import fail
 from shoal.cli.doctor import doctor
 from shoal.cli.hire import app as hire
 from shoal.cli.peers import app as peers
+from shoal.cli.plan import app as plan
 from shoal.cli.reproduce import reproduce
 from shoal.cli.run import run
 from shoal.cli.runs import app as runs
@@ -42,6 +44,8 @@ app.add_typer(hire, name="hire")
 app.add_typer(spgg, name="spgg")
 app.add_typer(peers, name="peers")
 app.add_typer(train, name="train")
+app.command("compress")(compress)
+app.add_typer(plan, name="plan")
 app.command("doctor")(doctor)
 app.command("reproduce")(reproduce)
 

@@ -41,6 +41,8 @@ from shoal.engine.scheduler import Job, Scheduler
 from shoal.engine.segments import KVSegment, cut
 from shoal.engine.step import Counters, Stepper
 from shoal.engine.tree import PrefixTree
+from shoal.models.depth.arrange import planned
+from shoal.models.depth.plan import DepthPlan
 from shoal.models.loading import Model, load
 
 KV_BYTES = 1 << 30
@@ -99,6 +101,17 @@ class LocalEngine:
         """An engine on the same weights that shares nothing: the baseline to compare with."""
         kv_bytes = self._pool.slots.capacity * self._pool.token_bytes
         return LocalEngine(self.model, sharing=False, kv_bytes=kv_bytes)
+
+    def planned(self, plan: DepthPlan) -> LocalEngine:
+        """An engine that executes a depth plan over the same weights, with a cache of its own.
+
+        A token's cache has a place for each executed block, so blocks that share weights do not
+        share keys and values. Raises :class:`ConfigError` for a plan of another base.
+        """
+        kv_bytes = self._pool.slots.capacity * self._pool.token_bytes
+        return LocalEngine(
+            planned(self.model, plan), sharing=self._scheduler.sharing, kv_bytes=kv_bytes
+        )
 
     @property
     def info(self) -> EngineInfo:

@@ -167,7 +167,5 @@ def test_scores_are_of_the_tokens_that_follow(decoder: Decoder, ids_NS: torch.Te
     ids_BS = ids_NS[:3]
     x_TD, _ = run(decoder, ids_BS)
     scores = next_logits(decoder, x_TD, (3, ids_BS.shape[1])).view(3, -1, 258)
-    alone = decoder.logits(
-        decoder.forward(ids_BS[1], torch.arange(ids_BS.shape[1]), causal_attend)
-    )
+    alone = decoder.logits(decoder.forward(ids_BS[1], torch.arange(ids_BS.shape[1]), causal_attend))
     torch.testing.assert_close(scores[1], alone[:-1], rtol=0, atol=1e-4)
