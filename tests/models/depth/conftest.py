@@ -65,8 +65,8 @@ def decoder(small: Model) -> Decoder:
     return small.decoder
 
 
-@pytest.fixture(scope="session")
-def ids_NS(small: Model) -> torch.Tensor:
+@pytest.fixture(scope="session", name="ids_NS")
+def _ids(small: Model) -> torch.Tensor:
     """Rows of the text that it was trained on: [24, 48]."""
     ids = torch.tensor(small.tokenizer.encode(TEXT * 8, special=False))
     return ids[: 24 * ROW].view(24, ROW)

@@ -93,7 +93,7 @@ def test_a_plan_is_refused_over_another_base(
     shutil.copytree(small_folder, other)
     told = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**told, "rope_theta": 20_000.0}))
-    with pytest.raises(ModelError, match="was made for .* with content .* but other has"):
+    with pytest.raises(ModelError, match=r"was made for .* with content .* but other has"):
         load_plan(cured, base=load(str(other)))
     moved = tmp_path / "moved"
     shutil.copytree(cured, moved)
