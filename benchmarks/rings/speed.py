@@ -1,7 +1,8 @@
 """How fast: next to gloo on loopback, with capped flows, over links of unequal rates.
 
 Wall times are of the slowest rank; CPU seconds are those of a rank, on average. Arms take turns
-within the same processes, and ratios are of medians over rounds.
+within the same processes, and ratios are of medians over rounds. gloo works in place and leaves a
+mixture behind when it fails; "input kept" copies first, as who wants to try again must.
 """
 
 from __future__ import annotations

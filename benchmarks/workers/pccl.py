@@ -72,11 +72,13 @@ def micro(options: dict[str, Any]) -> None:
     for mib, rounds in options["sizes"]:
         n = int(mib * (1 << 18))
         x, out, t = np.empty(n, np.float32), np.empty(n, np.float32), torch.empty(n)
+        kept = torch.empty(n)
         dist.all_reduce(t)
         if options.get("pacing"):
             cap_sockets(options["pacing"])
         arms: dict[str, Callable[[], object]] = {
             "gloo": lambda t=t: dist.all_reduce(t),
+            "gloo, input kept": lambda t=t, kept=kept: dist.all_reduce(kept.copy_(t)),
             "ring": lambda x=x, out=out: peer.all_reduce(x, out),
             "ring in place": lambda x=x: peer.all_reduce(x),
             "ring u8": lambda x=x, out=out: peer.all_reduce(x, out, quantization="min_max"),
@@ -91,7 +93,7 @@ def micro(options: dict[str, Any]) -> None:
                 wall, cpu = time.perf_counter(), time.process_time()
                 arms[name]()
                 spent = (time.perf_counter() - wall, time.process_time() - cpu)
-                result = {"gloo": t, "ring in place": x}.get(name, out)
+                result = {"gloo": t, "gloo, input kept": kept, "ring in place": x}.get(name, out)
                 assert result[0] == result[n - 1] == world, name
                 if number >= 0:
                     seconds[name].append(spent)
