@@ -67,3 +67,20 @@ def test_pairs_of_different_kinds_are_not_tried(decoder: Decoder, ids_NS: torch.
     assert {(trial.left, trial.right) for trial in tried} == {(1, 2)}
     with pytest.raises(ConfigError, match="Only 1 of 2 blocks can be folded away"):
         fold(odd, DepthPlan.whole(6), 2, ids_NS[:2])
+
+
+def test_measured_removal_takes_the_best_block_each_time(
+    decoder: Decoder, ids_NS: torch.Tensor
+) -> None:
+    from shoal.models.depth.remove import remove_measured
+
+    rows, plan, expected = ids_NS[:4], DepthPlan.whole(6), []
+    for _ in range(2):
+        losses = {
+            index: float(row_losses(arrange(decoder, plan.without([index])), rows).mean())
+            for index in plan.kept[1:-1]
+        }
+        best = min(losses, key=losses.__getitem__)
+        expected.append(best)
+        plan = plan.without([best])
+    assert remove_measured(decoder, 2, rows, protect=(0, 5)) == expected
