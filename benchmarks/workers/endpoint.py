@@ -140,7 +140,11 @@ def openvino() -> None:
         found = [piece async for piece in pieces(body)]
         return JSONResponse(chunk("".join(text for text, _ in found), "length", found[-1][1]))
 
-    app = Starlette(routes=[Route("/v1/completions", completions, methods=["POST"])])
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": "smollm2", "object": "model"}]})
+
+    routes = [Route("/v1/completions", completions, methods=["POST"]), Route("/v1/models", models)]
+    app = Starlette(routes=routes)
     sock = socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", flush=True)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
