@@ -15,9 +15,9 @@ K key-value heads, G = H / K, d head size, I intermediate size.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -67,6 +67,17 @@ class Attend(Protocol):
     ) -> torch.Tensor: ...
 
 
+class Adapting(Protocol):
+    """What adapters add to a product: layer, name of the matrix, x [T, K], y = x Wᵀ [T, N] -> y.
+
+    ``y`` may be changed in place. Matrices are named as the weights are: qkv, out, gate_up, down.
+    """
+
+    def __call__(
+        self, layer: int, matrix: str, x_TK: torch.Tensor, y_TN: torch.Tensor, /
+    ) -> torch.Tensor: ...
+
+
 class _Layer(NamedTuple):
     attn_norm: torch.Tensor
     qkv: Matrix
@@ -105,8 +116,11 @@ class Decoder:
 
     ``kernels`` chooses how matrices are multiplied, see :mod:`shoal.models.packed`: "plain"
     (differentiable), "blocked" (the same numbers, faster where rows are few, for inference) or
-    "packed" (blocked, and with fewer bits where rows are very few).
+    "packed" (blocked, and with fewer bits where rows are very few). ``adapting`` is what adapters
+    add to every product (:mod:`shoal.models.adapters`), None where there are none.
     """
+
+    adapting: Adapting | None = None
 
     def __init__(
         self,
@@ -122,20 +136,25 @@ class Decoder:
         self.dtype = self._embed.dtype  # of weights and activations
         self._head = weights["embed" if config.tied_head else "head"]
         self._final_norm = weights["final_norm"]
-        layers = [
-            _Layer(*(weights.get(f"layers.{index}.{part}") for part in _Layer._fields))  # type: ignore[arg-type]
-            for index in range(config.layers)
-        ]
-        plain = _Matrices(sys.maxsize, layers, self._head)
-        self._matrices = [plain]  # for growing numbers of rows
-        if kernels != "plain":
-            self._matrices.insert(0, plain.laid_out(blocked, BLOCKED_ROWS))
-        if kernels == "packed":
-            self._matrices.insert(0, plain.laid_out(packed, PACKED_ROWS))
+        self._matrices: list[_Matrices] = []  # for growing numbers of rows
+        self.lay_out()
         frequencies = config.rope.frequencies(config.head_dim)
         if "rope_divisors" in weights:
             frequencies = frequencies / weights["rope_divisors"].float()
         self._frequencies = frequencies.to(self._embed.device)
+
+    def lay_out(self) -> None:
+        """Make the kernels' copies of the matrices anew, after ``weights`` changed in place."""
+        layers = [
+            _Layer(*(self.weights.get(f"layers.{index}.{part}") for part in _Layer._fields))  # type: ignore[arg-type]
+            for index in range(self.config.layers)
+        ]
+        plain = _Matrices(sys.maxsize, layers, self._head)
+        self._matrices = [plain]
+        if self.kernels != "plain":
+            self._matrices.insert(0, plain.laid_out(blocked, BLOCKED_ROWS))
+        if self.kernels == "packed":
+            self._matrices.insert(0, plain.laid_out(packed, PACKED_ROWS))
 
     def forward(
         self, ids_T: torch.Tensor, positions_T: torch.Tensor, attend: Attend
@@ -161,7 +180,8 @@ class Decoder:
         cos_T1d, sin_T1d = self.rotation(positions_T)
         for index, layer in enumerate(self._for(T).layers[first:last], first):
             normed_TD = self._norm(x_TD, layer.attn_norm)
-            qkv = _linear(normed_TD, layer.qkv, layer.qkv_bias).view(T, H + 2 * K, d)
+            qkv = self._product(index, "qkv", normed_TD, layer.qkv, layer.qkv_bias)
+            qkv = qkv.view(T, H + 2 * K, d)
             qk = qkv[:, : H + K]
             if layer.q_norm is not None and layer.k_norm is not None:
                 q_THd = self._norm(qk[:, :H].float(), layer.q_norm)
@@ -173,10 +193,11 @@ class Decoder:
             else:
                 qkv[:, : H + K] = qk  # keys stay beside their values, ready to be stored
             o_THd = attend(index, qkv[:, :H], qkv[:, H:].view(T, 2, K, d))
-            x_TD = x_TD + _linear(o_THd.reshape(T, H * d), layer.out)
+            x_TD = x_TD + self._product(index, "out", o_THd.reshape(T, H * d), layer.out)
             normed_TD = self._norm(x_TD, layer.mlp_norm)
-            gate_TI, up_TI = _linear(normed_TD, layer.gate_up).chunk(2, dim=-1)
-            x_TD = x_TD + _linear(F.silu(gate_TI) * up_TI, layer.down)
+            gate_up = self._product(index, "gate_up", normed_TD, layer.gate_up)
+            gate_TI, up_TI = gate_up.chunk(2, dim=-1)
+            x_TD = x_TD + self._product(index, "down", F.silu(gate_TI) * up_TI, layer.down)
         return x_TD
 
     def logits(self, hidden_RD: torch.Tensor, *, precise: bool = False) -> torch.Tensor:
@@ -198,6 +219,48 @@ class Decoder:
         narrow = copy(self)
         narrow._matrices = [self._matrices[0]._replace(rows=sys.maxsize)]
         return narrow
+
+    def arranged(self, blocks: Sequence[int], own: Sequence[Mapping[str, torch.Tensor]]) -> Decoder:
+        """A decoder whose layer i is layer ``blocks[i]`` of this one, with the norms ``own[i]``.
+
+        Matrices are shared with this decoder in all their layouts, however often a layer occurs;
+        ``own`` names norms as the weights are, without ``layers.{index}.``.
+        """
+        other = copy(self)
+        other.config = replace(self.config, layers=len(blocks))
+        other._matrices = [
+            each._replace(
+                layers=[
+                    each.layers[block]._replace(**norms)
+                    for block, norms in zip(blocks, own, strict=True)
+                ]
+            )
+            for each in self._matrices
+        ]
+        weights = {k: v for k, v in self.weights.items() if not k.startswith("layers.")}
+        for index, layer in enumerate(other._matrices[-1].layers):  # the plain ones come last
+            parts = layer._asdict().items()
+            weights |= {f"layers.{index}.{part}": t for part, t in parts if t is not None}
+        other.weights = weights
+        return other
+
+    def adapted(self, adapting: Adapting | None) -> Decoder:
+        """A decoder over the same weights to whose products these adapters add."""
+        other = copy(self)
+        other.adapting = adapting
+        return other
+
+    def _product(
+        self,
+        layer: int,
+        matrix: str,
+        x_TK: torch.Tensor,
+        weight: Matrix,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x Wᵀ + b and what adapters add to it."""
+        y_TN = _linear(x_TK, weight, bias)
+        return y_TN if self.adapting is None else self.adapting(layer, matrix, x_TK, y_TN)
 
     def _for(self, rows: int) -> _Matrices:
         return next(each for each in self._matrices if rows <= each.rows)

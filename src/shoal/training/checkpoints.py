@@ -57,7 +57,7 @@ def save(trainer: Trainer, folder: Path, *, keep: int = 2) -> Path:
     _save_tensors(optimiser.state(), half / "optimiser.safetensors")
     reference = trainer.learner.reference
     if reference is not None:
-        _save_tensors(dict(reference.decoder.weights), half / "reference.safetensors")
+        _save_tensors(reference.own, half / "reference.safetensors")
     (half / "counters.json").write_text(json.dumps(asdict(counters)), encoding="utf-8")
     for path in (*half.iterdir(), half):
         _sync(path)
@@ -95,8 +95,8 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
     trainer.policy.version = counters.version
     trainer.learner.optimiser.restore(state, counters.taken, counters.skipped)
     if trainer.learner.reference is not None:
-        for name, tensor in trainer.learner.reference.decoder.weights.items():
-            tensor.copy_(reference[name])
+        for name, tensor in trainer.learner.reference.own.items():
+            tensor.data.copy_(reference[name])
     trainer.done, trainer.env_steps = counters.done, counters.env_steps
 
 

@@ -62,14 +62,26 @@ class ContextPart(_Part):
 
 
 class PolicyPart(_Part):
-    """``model`` "words" is a transformer from scratch; anything else is loaded by name."""
+    """``model`` "words" is a transformer from scratch; anything else is loaded by name.
+
+    With an ``adapter`` ("lora" or "mos") the model's weights stay and the adapter learns;
+    ``adapter_options`` are its kind's, such as rank, alpha and targets.
+    """
 
     model: str = "words"
+    adapter: str | None = None
+    adapter_options: dict[str, Any] = {}
     hidden: int = Field(default=64, ge=8)
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)
     context: int = Field(default=512, ge=8)
     device: str = "cpu"
+
+    @model_validator(mode="after")
+    def _kind(self) -> PolicyPart:
+        if self.adapter_options and self.adapter is None:
+            raise ValueError("adapter_options are given, but no adapter: name its kind")
+        return self
 
 
 class SamplerPart(_Part):

@@ -86,7 +86,7 @@ class EngineSampler:
 
     async def update(self, policy: Policy) -> None:
         """Overwrite the engine's weights, if it has its own, and forget its cache by name."""
-        if not self.exact:
+        if not self.exact and policy.adapter is None:
             with torch.no_grad():
                 for name, tensor in self.engine.model.decoder.weights.items():
                     tensor.copy_(policy.decoder.weights[name])
@@ -107,9 +107,9 @@ class EngineSampler:
 
 
 def _copied(decoder: Decoder, dtype: torch.dtype) -> Decoder:
-    """A decoder with tensors of its own; norms and divisors stay as they are."""
+    """A decoder with tensors of its own; norms and divisors stay as they are, adapters shared."""
     weights = {
         name: tensor.detach().to(tensor.dtype if tensor.dim() == 1 else dtype, copy=True)
         for name, tensor in decoder.weights.items()
     }
-    return Decoder(decoder.config, weights)
+    return Decoder(decoder.config, weights).adapted(decoder.adapting)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,8 +12,8 @@ from shoal.training.policies import Policy
 
 
 def unfused(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors as the hub has them; views of the policy's own weights."""
-    return unfuse(policy.config, policy.decoder.weights)
+    """Names and tensors as the hub has them: the weights, or those with the adapter merged in."""
+    return unfuse(policy.config, _weights(policy))
 
 
 def export(policy: Policy, folder: Path) -> None:
@@ -24,7 +24,13 @@ def export(policy: Policy, folder: Path) -> None:
     write_folder(
         folder,
         policy.config,
-        policy.decoder.weights,
+        _weights(policy),
         tokenizer=policy.tokenizer.backend.to_str(),
         chat_template=policy.chat.template if policy.chat else None,
     )
+
+
+def _weights(policy: Policy) -> Mapping[str, torch.Tensor]:
+    if policy.adapter is None:
+        return policy.decoder.weights
+    return policy.adapter.merged_weights(policy.decoder)

@@ -1,8 +1,8 @@
 """Policies: a decoder whose weights learn, and the tokens it reads and writes.
 
 A word-level transformer from scratch and a model of the hub are the same thing here: a decoder, a
-tokenizer, and the tensors that the optimiser moves. An adapter is a policy whose decoder holds
-more tensors than are trained.
+tokenizer, and the tensors that the optimiser moves. With an adapter (:func:`adapted`) these are the
+adapter's alone, and the decoder looks through it at weights that stay.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer as Backend
@@ -19,6 +20,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from shoal.core.errors import ConfigError
 from shoal.core.records import Message
+from shoal.models.adapters.adapter import Adapter
+from shoal.models.adapters.files import card_of
+from shoal.models.adapters.registry import new
 from shoal.models.chat import ChatTemplate
 from shoal.models.decoder import Decoder, DecoderConfig
 from shoal.models.loading import load
@@ -38,6 +42,7 @@ class Policy:
     trained   what the optimiser moves, by name, in an order that is the same in every process
     version   how often the weights have been moved
     chat      how messages become text; None where their contents are simply put in a row
+    adapter   through which the decoder looks at its weights; None where all weights learn
     """
 
     name: str
@@ -46,6 +51,7 @@ class Policy:
     trained: dict[str, torch.Tensor]
     chat: ChatTemplate | None = None
     version: int = 0
+    adapter: Adapter | None = None
     _known: dict[tuple[Message, ...], tuple[int, ...]] = field(default_factory=dict)
 
     @property
@@ -83,11 +89,28 @@ class Policy:
         """The text of an answer, without marks such as its end."""
         return self.tokenizer.decode(tokens, special=False).strip()
 
+    @property
+    def own(self) -> dict[str, torch.Tensor]:
+        """The tensors that are this policy's alone: an adapter's, or all weights."""
+        return dict(self.decoder.weights if self.adapter is None else self.adapter.tensors)
+
     def frozen(self) -> Policy:
-        """A copy that does not learn, for a reference policy."""
-        weights = {name: tensor.detach().clone() for name, tensor in self.decoder.weights.items()}
-        decoder = Decoder(self.config, weights)
-        return Policy(f"{self.name} (frozen)", decoder, self.tokenizer, {}, self.chat, self.version)
+        """A copy that does not learn, for a reference policy; an adapter's base is not copied."""
+        adapter = None if self.adapter is None else self.adapter.copy()
+        if adapter is None:
+            weights = {name: old.detach().clone() for name, old in self.decoder.weights.items()}
+            decoder = Decoder(self.config, weights)
+        else:
+            decoder = adapter.over(self.decoder)
+        return Policy(
+            f"{self.name} (frozen)",
+            decoder,
+            self.tokenizer,
+            {},
+            self.chat,
+            self.version,
+            adapter,
+        )
 
 
 def word_policy(
@@ -143,19 +166,46 @@ def random_weights(
     return weights
 
 
-def hub_policy(name: str, *, device: str = "cpu") -> Policy:
-    """A model of the catalog, a folder or the hub, all of whose weights learn, in fp32.
+def hub_policy(name: str, *, device: str = "cpu", learns: bool = True) -> Policy:
+    """A model of the catalog, a folder or the hub in fp32, all of whose weights learn.
+
+    Without ``learns`` none do, and weights that are mapped from a file are not copied.
 
     Raises :class:`ModelError` where it cannot be found or used.
     """
     model = load(name, dtype="fp32")
     weights = {
-        key: tensor.to(device, copy=True).requires_grad_(key != "rope_divisors")
+        key: tensor.to(device, copy=learns).requires_grad_(learns and key != "rope_divisors")
         for key, tensor in model.decoder.weights.items()
     }
     trained = {key: weights[key] for key in sorted(weights) if weights[key].requires_grad}
     chat = model.chat if model.chat.template else None
     return Policy(model.name, Decoder(model.config, weights), model.tokenizer, trained, chat)
+
+
+def adapted(policy: Policy, kind: str, options: Mapping[str, Any]) -> Policy:
+    """A policy over the same weights, which stay as they are: a new adapter learns.
+
+    Raises :class:`ConfigError` or :class:`ModelError` for options that cannot be used. Dropout is
+    refused: the log-probabilities of what was drawn would not be those that are learned from.
+    """
+    if options.get("dropout"):
+        raise ConfigError(
+            f"policy.adapter_options.dropout is {options['dropout']}, but what is sampled must be "
+            "what is learned from: leave it out."
+        )
+    for tensor in policy.decoder.weights.values():
+        tensor.requires_grad_(False)
+    adapter = new(kind, policy.decoder, **options)
+    return Policy(
+        policy.name,
+        adapter.over(policy.decoder),
+        policy.tokenizer,
+        adapter.trainable(),
+        policy.chat,
+        policy.version,
+        adapter,
+    )
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
@@ -184,4 +234,5 @@ def fingerprint(policy: Policy) -> str:
     """What a checkpoint must agree with: architecture and vocabulary."""
     vocabulary = json.loads(policy.tokenizer.backend.to_str())["model"]["vocab"]
     names = hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=8).hexdigest()
-    return f"{policy.config}/{len(policy.trained)}/{names}"
+    adapter = "" if policy.adapter is None else f"/{card_of(policy.adapter).model_dump_json()}"
+    return f"{policy.config}/{len(policy.trained)}/{names}{adapter}"

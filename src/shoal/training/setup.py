@@ -15,7 +15,7 @@ from shoal.training.estimators import estimator
 from shoal.training.forward import Forward, distinct
 from shoal.training.loop import Trainer
 from shoal.training.optimiser import Optimiser, OptimiserOptions
-from shoal.training.policies import Policy, hub_policy, word_policy
+from shoal.training.policies import Policy, adapted, hub_policy, word_policy
 from shoal.training.ranks import Ranks
 from shoal.training.rollout import GroupRunner, Reward
 from shoal.training.samplers import DirectSampler, Drawing, Sampler
@@ -86,8 +86,17 @@ def build(
 def open_policy(config: RunConfig, env: Environment) -> Policy:
     """The policy a run file names; "words" is made for the environment's own vocabulary."""
     part = config.policy
+    policy = _open_base(config, env)
+    if part.adapter is None:
+        return policy
+    options = {"seed": seed_of(config.seed, "adapter"), **part.adapter_options}
+    return adapted(policy, part.adapter, options)
+
+
+def _open_base(config: RunConfig, env: Environment) -> Policy:
+    part = config.policy
     if part.model != "words":
-        return hub_policy(part.model, device=part.device)
+        return hub_policy(part.model, device=part.device, learns=part.adapter is None)
     if not isinstance(env, Spells):
         raise ConfigError(
             f"{env.name} does not say which words it uses, so that a policy of words cannot be "
