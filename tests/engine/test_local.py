@@ -118,12 +118,19 @@ async def test_an_answer_does_not_depend_on_company_or_sharing(
             seed=seed,
             max_tokens=draw.randint(1, 90),
             repetition_penalty=1.2 if seed % 3 == 0 else 1.0,
+            presence_penalty=0.7 if seed % 4 == 0 else 0.0,
         )
         for seed in range(12)
     ]
     together = await engine.generate(group)
     for request, answer in zip(group, together, strict=True):
         assert essence(answer) == essence(await alone(model, request))
+
+
+async def test_a_presence_penalty_keeps_words_from_coming_again(engine: LocalEngine) -> None:
+    texts = [ask("la la la ", max_tokens=24, presence_penalty=p) for p in (0.0, 2.0)]
+    plain, penalised = await engine.generate(texts)
+    assert len(set(penalised.tokens)) > len(set(plain.tokens))
 
 
 async def test_full_memory_means_waiting_or_recomputing_never_failing(model: Model) -> None:

@@ -98,6 +98,7 @@ async def test_every_option_has_its_field() -> None:
         top_k=4,
         min_p=0.1,
         repetition_penalty=1.1,
+        presence_penalty=0.4,
         stop=("\n", "END"),
         seed=3,
         min_tokens=2,
@@ -119,6 +120,7 @@ async def test_every_option_has_its_field() -> None:
     assert body["model"] == "lora" and body["cache_salt"] == "s"
     assert body["stop"] == ["\n", "END"] and body["logprobs"] is True
     assert [body[x] for x in ("top_k", "min_p", "repetition_penalty")] == [4, 0.1, 1.1]
+    assert body["presence_penalty"] == 0.4
     assert [body[x] for x in ("min_tokens", "ignore_eos", "top_logprobs")] == [2, True, 2]
     assert "name" not in body["messages"][0] and body["messages"][1]["name"] == "ann"
     assert body["messages"][2]["tool_calls"][0]["function"] == {

@@ -83,6 +83,14 @@ def test_repetition_penalty_shrinks_what_was_said() -> None:
     assert logits[0, 4] == -4.0  # negative logits are multiplied
 
 
+def test_presence_penalty_is_taken_once_off_what_the_answer_holds() -> None:
+    sampling = Sampling(presence_penalty=1.5)
+    logits = LOGITS[None].clone()
+    row = Row(sampling, 2, answered=torch.tensor([0, 4]))
+    assert choose(logits, [row]).tokens == [1]  # 2.0 - 1.5 < 1.0
+    assert (LOGITS - logits[0]).tolist() == [1.5, 0, 0, 0, 1.5]
+
+
 def test_masks_and_bans_hold_whatever_truncation_says() -> None:
     allowed = torch.tensor([False, False, True, True, False])
     assert choose(LOGITS[None].clone(), [Row(Sampling(), 0, allowed=allowed)]).tokens == [2]

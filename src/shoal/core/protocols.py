@@ -31,7 +31,8 @@ class Sampling:
     """How tokens are chosen.
 
     ``temperature`` 0 is greedy. Penalties act on logits before temperature, truncation
-    (``top_k``, ``top_p``, ``min_p``) after it. ``logprobs`` asks for that many alternatives per
+    (``top_k``, ``top_p``, ``min_p``) after it. ``repetition_penalty`` divides what prompt or
+    answer hold, ``presence_penalty`` is taken off what the answer holds. ``logprobs`` asks for that many alternatives per
     token (0: the chosen token only; None: nothing); they are taken after temperature and before
     truncation. Draws depend on the seed and the place in the answer alone, never on who else
     is in the batch.
@@ -48,6 +49,7 @@ class Sampling:
     min_tokens: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -57,6 +59,7 @@ class Sampling:
             ("top_k", 0, float("inf")),
             ("min_p", 0, 1),
             ("repetition_penalty", 1e-3, 100),
+            ("presence_penalty", -2, 2),
             ("min_tokens", 0, float("inf")),
         ):
             value = getattr(self, name)

@@ -110,6 +110,7 @@ class Generation:
     _sent: int = 0
     _too_early: int = 0
     _history: set[int] = field(default_factory=set)
+    _answered: set[int] = field(default_factory=set)
 
     @property
     def answer(self) -> list[int]:
@@ -159,6 +160,10 @@ class Generation:
         if sampling.repetition_penalty != 1:
             self._history.update(self.tokens if not self._history else self.tokens[-1:])
             history = torch.tensor(sorted(self._history))
+        answered = None
+        if sampling.presence_penalty and index:
+            self._answered.update(self.tokens[-1:] if self._answered else self.answer)
+            answered = torch.tensor(sorted(self._answered))
         early = sampling.ignore_eos or index < sampling.min_tokens
         return Row(
             sampling,
@@ -166,6 +171,7 @@ class Generation:
             history,
             self.constraint.allowed() if self.constraint else None,
             tuple(self.eos_ids) if early and not self.constraint else (),
+            answered,
         )
 
     def accept(self, token: int, logprob: TokenLogprob | None) -> None:

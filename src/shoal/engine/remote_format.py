@@ -24,7 +24,14 @@ UNKNOWN_TOKEN = -1
 """The id of a token that came over the wire as text only."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos")
+_EXTENSIONS = (
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "min_tokens",
+    "ignore_eos",
+)
 
 
 # -- what is sent -------------------------------------------------------------------------
@@ -40,8 +47,8 @@ def body_of(
 ) -> dict[str, Any]:
     """The body for a request, asking for a stream.
 
-    ``limit`` is the endpoint's name for the answer's length. Fields beyond the OpenAI ones are
-    sent only where they differ from their defaults. Raises
+    ``limit`` is the endpoint's name for the answer's length. Penalties and fields beyond the
+    OpenAI ones are sent only where they differ from their defaults. Raises
     :class:`EngineError` for what cannot be said in this format.
     """
     sampling = request.sampling

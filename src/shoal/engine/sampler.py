@@ -24,6 +24,7 @@ class Row:
     """What one row's choice depends on.
 
     ``history`` holds the distinct tokens of prompt and answer (for the repetition penalty),
+    ``answered`` those of the answer (for the presence penalty),
     ``index`` counts generated tokens, ``allowed`` is a grammar's mask [V] (None: all),
     ``banned`` are tokens that must not come yet (the end, before ``min_tokens``).
     """
@@ -33,6 +34,7 @@ class Row:
     history: torch.Tensor | None = None
     allowed: torch.Tensor | None = None
     banned: tuple[int, ...] = ()
+    answered: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,14 @@ def choose(logits_RV: torch.Tensor, rows: Sequence[Row]) -> Choice:
 
 
 def _adjust(logits_V: torch.Tensor, row: Row) -> None:
-    """Repetition penalty (Keskar et al., arXiv 1909.05858), then temperature."""
+    """Repetition penalty (Keskar et al., arXiv 1909.05858), presence penalty, then temperature."""
     sampling = row.sampling
     if sampling.repetition_penalty != 1 and row.history is not None:
         seen = logits_V[row.history]
         penalty = sampling.repetition_penalty
         logits_V[row.history] = torch.where(seen > 0, seen / penalty, seen * penalty)
+    if row.answered is not None:
+        logits_V[row.answered] -= sampling.presence_penalty
     if sampling.temperature > 0:
         logits_V /= max(sampling.temperature, 1e-4)
 
