@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from shoal.core.protocols import Sampling
-from shoal.engine.sampler import Row, choose
+from shoal.engine.sampler import Row, _draw, _draw_of_all, choose
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
 
@@ -102,3 +102,16 @@ def test_masks_and_bans_hold_whatever_truncation_says() -> None:
 def test_settings_outside_their_range_are_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"top_p is 1\.5, but must lie between 0 and 1"):
         Sampling(top_p=1.5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_few_candidates_are_drawn_from_as_a_sorted_vocabulary_would_be(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn((16, 5_000), generator=random).mul(3).bfloat16().float()  # with many ties
+    rows = [
+        Row(Sampling(temperature=1.0, top_k=k, top_p=p, min_p=m, seed=seed), index)
+        for index, (k, p, m) in enumerate(
+            [(1, 1, 0), (3, 1, 0), (40, 0.7, 0), (1024, 0.95, 0.02)] * 4
+        )
+    ]
+    assert _draw(logits, rows).tolist() == _draw_of_all(logits, rows).tolist()

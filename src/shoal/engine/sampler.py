@@ -18,6 +18,9 @@ import torch
 from shoal.core import rng
 from shoal.core.protocols import Sampling
 
+_FEW = 1024
+"""Up to how many candidates a row is drawn from without sorting the vocabulary."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -81,7 +84,38 @@ def _mask(logits_RV: torch.Tensor, rows: Sequence[Row]) -> None:
 
 
 def _draw(logits_RV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """One token per row from the truncated distribution."""
+    """One token per row from the truncated distribution.
+
+    Rows with a small ``top_k`` look at those candidates alone: sorting a whole vocabulary takes
+    most of a step. Which way a row goes depends on its own settings only.
+    """
+    few = [r for r, row in enumerate(rows) if 0 < row.sampling.top_k <= _FEW]
+    many = [r for r in range(len(rows)) if r not in set(few)]
+    tokens_R = torch.empty(len(rows), dtype=torch.long)
+    for r in few:
+        tokens_R[r] = _draw_of_few(logits_RV[r], rows[r])
+    if many:
+        tokens_R[many] = _draw_of_all(logits_RV[many], [rows[r] for r in many])
+    return tokens_R
+
+
+def _draw_of_few(logits_V: torch.Tensor, row: Row) -> torch.Tensor:
+    """The same draw among the ``top_k`` likeliest tokens, of equal ones the first."""
+    sampling = row.sampling
+    k = min(sampling.top_k, logits_V.numel())
+    within = (logits_V >= logits_V.topk(k).values[-1]).nonzero()[:, 0]
+    order_K = within[logits_V[within].argsort(descending=True, stable=True)][:k]
+    probs_K = (logits_V[order_K] - logits_V.logsumexp(0)).double().exp()
+    kept_K = probs_K.cumsum(-1) - probs_K < sampling.top_p
+    kept_K &= probs_K >= sampling.min_p * probs_K[0]
+    kept_K[0] = True
+    cumulative_K = (probs_K * kept_K).cumsum(-1)
+    uniform = rng.uniform("token", sampling.seed, row.index)
+    place = torch.searchsorted(cumulative_K, uniform * cumulative_K[-1], right=True)
+    return order_K[torch.minimum(place, kept_K.sum() - 1)]
+
+
+def _draw_of_all(logits_RV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     V = logits_RV.shape[-1]
     top_k = torch.tensor([row.sampling.top_k or V for row in rows]).clamp_max(V)
     top_p = torch.tensor([row.sampling.top_p for row in rows], dtype=torch.float64)
