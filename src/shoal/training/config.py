@@ -12,6 +12,7 @@ from shoal.core.errors import ConfigError, InputError, nearest
 from shoal.training.correction import Mode
 from shoal.training.estimators import Degenerate
 from shoal.training.loss import KL, Aggregate, PolicyLoss
+from shoal.training.shared_prefix import Share
 
 
 class _Part(BaseModel):
@@ -150,6 +151,16 @@ class OptimiserPart(_Part):
     micro: int | None = Field(default=None, ge=1)
 
 
+class ForwardPart(_Part):
+    """Whether beginnings that rows share are computed once; see ``shared_prefix``.
+
+    "auto" shares where it pays; ``check`` holds the first use against the plain forward.
+    """
+
+    share: Share = "auto"
+    check: bool = True
+
+
 class WarmStartPart(_Part):
     """Imitation of the environment's own expert, who errs with probability ``noise``."""
 
@@ -187,6 +198,7 @@ class RunConfig(_Part):
     loss: LossPart = LossPart()
     correction: CorrectionPart = CorrectionPart()
     optimiser: OptimiserPart = OptimiserPart()
+    forward: ForwardPart = ForwardPart()
     warm_start: WarmStartPart = WarmStartPart()
     evaluation: EvaluationPart = EvaluationPart()
 

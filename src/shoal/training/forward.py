@@ -1,24 +1,27 @@
-"""Log-probabilities of answers, with gradient: where a shared-prefix forward plugs in.
+"""Log-probabilities of answers, with gradient: what to compute, and the plain way to do it.
 
 A :class:`Forward` gets prompts and answers and gives one log-probability per token of the answers.
-``distinct`` computes equal inputs once: in a group many steps see the same prompt. Rows are padded
-to the right, where causal attention never looks.
+``distinct`` computes equal inputs once, each in a row of its own: the plain forward, which
+:mod:`shoal.training.shared_prefix` is held against and falls back to. Rows are padded to the right,
+where causal attention never looks.
 
 Shapes: A tokens of all actions side by side, B rows of a batch, S their length, U distinct
-positions, T = B·S, H heads, K key-value heads, d head size.
+positions, V vocabulary, T = B·S, H heads, K key-value heads, d head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from shoal.core.errors import InputError
 from shoal.training.policies import Policy
+from shoal.training.rows import Ints
 
 Tokens = Sequence[int]
 CHUNK = 16_384
@@ -27,10 +30,14 @@ CHUNK = 16_384
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Logprobs:
-    """Of every token of the actions, in order, [A]; natural log, after temperature."""
+    """Of every token of the actions, in order, [A]; natural log, after temperature.
+
+    ``told`` is what the forward tells of itself, as metrics that add up over calls.
+    """
 
     logp_A: torch.Tensor
     entropy_A: torch.Tensor | None = None
+    told: Mapping[str, float] = field(default_factory=dict)
 
 
 class Forward(Protocol):
@@ -47,6 +54,45 @@ class Forward(Protocol):
     ) -> Logprobs: ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """What is to be computed: distinct inputs, and where in them each answer's tokens come up.
+
+    inputs      token ids, none of them twice and none empty
+    input_A     which input predicts a token of the answers
+    position_A  the position in it whose state does: the last of the prompt for the first token
+    target_A    the token
+    """
+
+    inputs: tuple[tuple[int, ...], ...]
+    input_A: Ints
+    position_A: Ints
+    target_A: Ints
+
+
+def asked(policy: Policy, prompts: Sequence[Tokens], actions: Sequence[Tokens]) -> Asked:
+    """What these rows ask for; an empty answer asks for nothing.
+
+    Raises :class:`InputError`, naming the row, for a prompt that is empty or beyond the context.
+    """
+    known: dict[tuple[int, ...], int] = {}
+    which, first, lengths, targets = [], [], [], list[int]()
+    for row, (prompt, action) in enumerate(zip(prompts, actions, strict=True)):
+        check_row(policy, row, prompt, action)
+        if action:
+            which.append(known.setdefault((*prompt, *action[:-1]), len(known)))
+            first.append(len(prompt) - 1)
+            lengths.append(len(action))
+            targets += action
+    starts = np.repeat(np.cumsum(lengths, dtype=np.int64) - lengths, lengths)
+    return Asked(
+        tuple(known),
+        np.repeat(np.array(which, dtype=np.int64), lengths),
+        np.repeat(np.array(first, dtype=np.int64), lengths) + np.arange(len(targets)) - starts,
+        np.array(targets, dtype=np.int64),
+    )
+
+
 def distinct(
     policy: Policy,
     prompts: Sequence[Tokens],
@@ -59,25 +105,36 @@ def distinct(
 
     Raises :class:`InputError`, naming the row, for a prompt that is empty or beyond the context.
     """
-    inputs: dict[tuple[int, ...], int] = {}
-    places: dict[tuple[int, int], int] = {}
-    which, targets = [], []
-    for row, (prompt, action) in enumerate(zip(prompts, actions, strict=True)):
-        check_row(policy, row, prompt, action)
-        if not action:
-            continue
-        key = (*prompt, *action[:-1])
-        index = inputs.setdefault(key, len(inputs))
-        for t, token in enumerate(action):
-            which.append(places.setdefault((index, len(prompt) - 1 + t), len(places)))
-            targets.append(token)
-    if not targets:
-        empty = torch.zeros(0, device=policy.device)
-        return Logprobs(empty, empty if entropy else None)
-    hidden_UD = _hidden(policy, list(inputs), list(places))
-    logp_UV = torch.log_softmax(policy.decoder.logits(hidden_UD) / temperature, -1)
-    which_A = torch.tensor(which, device=policy.device)
-    logp_A = logp_UV[which_A, torch.tensor(targets, device=policy.device)]
+    what = asked(policy, prompts, actions)
+    if not len(what.target_A):
+        return nothing(policy, entropy=entropy)
+    states_TD, row_A = _separate(policy, what)
+    return head(policy, states_TD, row_A, what.target_A, temperature=temperature, entropy=entropy)
+
+
+def nothing(policy: Policy, *, entropy: bool) -> Logprobs:
+    """The log-probabilities of no tokens at all."""
+    empty = torch.zeros(0, device=policy.device)
+    return Logprobs(empty, empty if entropy else None)
+
+
+def head(
+    policy: Policy,
+    states_TD: torch.Tensor,
+    row_A: Ints,
+    target_A: Ints,
+    *,
+    temperature: float,
+    entropy: bool,
+) -> Logprobs:
+    """Log-probabilities from final states; every row that predicts anything meets the head once."""
+    row_U, which = np.unique(row_A, return_inverse=True)
+    which_A = torch.from_numpy(which).to(policy.device)
+    logits_UV = policy.decoder.logits(states_TD[torch.from_numpy(row_U).to(policy.device)])
+    if temperature != 1:
+        logits_UV = logits_UV / temperature
+    logp_UV = torch.log_softmax(logits_UV, -1)
+    logp_A = logp_UV[which_A, torch.from_numpy(target_A).to(policy.device)]
     if not entropy:
         return Logprobs(logp_A)
     entropy_U = -(logp_UV.exp() * logp_UV).sum(-1)
@@ -95,30 +152,23 @@ def check_row(policy: Policy, row: int, prompt: Tokens, action: Tokens) -> None:
         )
 
 
-def _hidden(
-    policy: Policy, inputs: list[tuple[int, ...]], places: list[tuple[int, int]]
-) -> torch.Tensor:
-    """Final states of the places (input, position), in their order: [U, D]."""
-    wanted: dict[int, list[tuple[int, int]]] = {}
-    for u, (index, position) in enumerate(places):
-        wanted.setdefault(index, []).append((position, u))
-    states, order = [], []
-    for chunk in _chunks(inputs):
-        hidden_BSD = causal(policy, [inputs[index] for index in chunk])
-        rows = [b for b, index in enumerate(chunk) for _ in wanted[index]]
-        columns = [position for index in chunk for position, _ in wanted[index]]
-        order += [u for index in chunk for _, u in wanted[index]]
-        states.append(hidden_BSD[rows, columns])
-    back_U = torch.empty(len(order), dtype=torch.int64, device=policy.device)
-    back_U[order] = torch.arange(len(order), device=policy.device)
-    return torch.cat(states)[back_U]
+def _separate(policy: Policy, what: Asked) -> tuple[torch.Tensor, Ints]:
+    """Final states, padding and all, of inputs that each have a row, and the row of each token."""
+    states, starts, done = [], np.empty(len(what.inputs), dtype=np.int64), 0
+    for chunk in chunks([len(tokens) for tokens in what.inputs]):
+        hidden_BSD = causal(policy, [what.inputs[index] for index in chunk])
+        B, S, _ = hidden_BSD.shape
+        states.append(hidden_BSD.flatten(0, 1))
+        starts[chunk] = done + S * np.arange(B)
+        done += B * S
+    return torch.cat(states), starts[what.input_A] + what.position_A
 
 
-def _chunks(inputs: list[tuple[int, ...]]) -> Iterator[list[int]]:
+def chunks(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Places of inputs, by length, as many as fit when padded."""
     chunk: list[int] = []
-    for index in sorted(range(len(inputs)), key=lambda index: len(inputs[index])):
-        if chunk and (len(chunk) + 1) * len(inputs[index]) > CHUNK:
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if chunk and (len(chunk) + 1) * lengths[index] > CHUNK:
             yield chunk
             chunk = []
         chunk.append(index)

@@ -12,13 +12,14 @@ from shoal.envs.protocol import Environment, Spells
 from shoal.training.config import RunConfig
 from shoal.training.context import Context
 from shoal.training.estimators import estimator
-from shoal.training.forward import Forward, distinct
+from shoal.training.forward import Forward
 from shoal.training.loop import Trainer
 from shoal.training.optimiser import Optimiser, OptimiserOptions
 from shoal.training.policies import Policy, adapted, hub_policy, word_policy
 from shoal.training.ranks import Ranks
 from shoal.training.rollout import GroupRunner, Reward
 from shoal.training.samplers import DirectSampler, Drawing, Sampler
+from shoal.training.shared_prefix import SharedPrefix
 from shoal.training.update import Learner
 
 
@@ -26,7 +27,7 @@ def build(
     config: RunConfig,
     *,
     policy: Policy | None = None,
-    forward: Forward = distinct,
+    forward: Forward | None = None,
     reward: Reward | None = None,
     make: Callable[[], Environment] | None = None,
     sampler: Sampler | None = None,
@@ -74,7 +75,7 @@ def build(
         config,
         policy=policy,
         optimiser=optimiser,
-        forward=forward,
+        forward=forward or SharedPrefix(config.forward.share, check=config.forward.check),
         reference=reference,
         ranks=ranks,
     )

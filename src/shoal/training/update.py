@@ -1,14 +1,14 @@
 """One update: rows and their credit become optimiser steps.
 
 The batch is cut into mini-batches (an optimiser step each) and these into micro-batches (what fits
-into memory); every token's share of the mean is fixed before the cutting.
+into memory), by what rows share; every token's share of the mean is fixed before the cutting.
 
 Shapes: R rows, A action tokens, C advantage columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from shoal.training.forward import Forward
 from shoal.training.loss import LossOptions, Tokens, policy_loss, token_scale
 from shoal.training.optimiser import Optimiser
 from shoal.training.policies import Policy
+from shoal.training.prefix_plan import subtrees
 from shoal.training.ranks import Ranks
 from shoal.training.rows import Floats, Ints, Row
 
@@ -131,28 +132,45 @@ class Learner:
         lengths_R = torch.tensor([len(rows[index].action) for index in chosen_R])
         scale_R = token_scale(lengths_R, self._loss.aggregate, self._loss.length)
         whole = len(chosen_R)
-        scale_R = torch.from_numpy(self.ranks.share_rows(scale_R.numpy()))
-        chosen_R = self.ranks.share_rows(chosen_R)
-        micro = self._config.optimiser.micro or max(len(chosen_R), 1)
         told: dict[str, float] = {}
-        for first in range(0, len(chosen_R), micro):
-            part_R = chosen_R[first : first + micro]
-            tokens, apart = self._tokens(
+        for places in self._micro_batches([rows[index] for index in chosen_R]):
+            part_R = chosen_R[places]
+            tokens, apart, shared = self._tokens(
                 [rows[index] for index in part_R],
                 credit.columns_CR[:, part_R],
                 credit.weights_CR[:, part_R],
                 torch.cat([old[index] for index in part_R]),
-                scale_R[first : first + micro],
+                scale_R[torch.from_numpy(places)],
             )
             loss, metrics = policy_loss(tokens, self._loss)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
             share = len(part_R) / whole
-            metrics |= {"loss": float(loss.detach())}
+            metrics |= {"loss": float(loss.detach()), **shared}
             metrics |= {name: share * value for name, value in apart.items()}
             for name, value in metrics.items():
                 told[name] = told.get(name, 0.0) + value
         return told
+
+    def _micro_batches(self, rows: Sequence[Row]) -> Iterator[Ints]:
+        """Places of this rank's rows, as many at a time as the run allows.
+
+        Rows that begin alike stay together, on one rank and in one micro-batch where they fit:
+        what is shared is computed once for each.
+        """
+        places = np.arange(len(rows))
+        micro = self._config.optimiser.micro or len(rows)
+        share = self._config.forward.share != "never"
+        inputs = [(*row.prompt, *row.action[:-1]) if row.action else () for row in rows]
+        if share and self.ranks.world > 1:
+            places = np.concatenate(list(subtrees(inputs, rows=len(rows))))
+        places = self.ranks.share_rows(places)
+        if share and micro < len(places):
+            for part in subtrees([inputs[place] for place in places], rows=micro):
+                yield places[part]
+            return
+        for first in range(0, len(places), micro):
+            yield places[first : first + micro]
 
     def _tokens(
         self,
@@ -161,7 +179,7 @@ class Learner:
         weights_CR: Floats,
         old_A: torch.Tensor,
         scale_R: torch.Tensor,
-    ) -> tuple[Tokens, dict[str, float]]:
+    ) -> tuple[Tokens, dict[str, float], Mapping[str, float]]:
         found = self.forward(
             self.policy,
             [row.prompt for row in rows],
@@ -188,4 +206,4 @@ class Learner:
             reference_A=reference_A,
             entropy_A=found.entropy_A,
         )
-        return tokens, apart
+        return tokens, apart, found.told
