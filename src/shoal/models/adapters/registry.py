@@ -9,9 +9,10 @@ from torch import nn
 from shoal.core.errors import ConfigError, nearest
 from shoal.models.adapters.adapter import Adapter, parse_options
 from shoal.models.adapters.lora import LoRA
+from shoal.models.adapters.mos import MoS
 from shoal.models.decoder import Decoder
 
-KINDS: dict[str, type[Adapter]] = {LoRA.kind: LoRA}
+KINDS: dict[str, type[Adapter]] = {LoRA.kind: LoRA, MoS.kind: MoS}
 
 
 def find_kind(name: str) -> type[Adapter]:
