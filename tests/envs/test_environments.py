@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "reasoning ": {"task": "letter_counting", "spaced": True},
     "strategies": {},
     "arithmetic": {},
+    "tool-world": {},
     "textarena": {},
     "textworld-express": {},
 }

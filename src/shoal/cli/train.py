@@ -127,9 +127,13 @@ def _report(ended: Ended, json: bool) -> None:
                 "done": ended.done,
                 "finished": ended.finished,
                 "metrics": ended.metrics,
+                "warning": ended.warning,
             }
         )
-    elif not ended.finished:
+        return
+    if ended.warning:
+        console.print(ended.warning, style="yellow", highlight=False)
+    if not ended.finished:
         console.print(
             f"stopped after {ended.done} iterations: shoal train resume {ended.run.id}",
             highlight=False,

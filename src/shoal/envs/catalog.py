@@ -12,12 +12,14 @@ from shoal.envs.protocol import Environment
 
 ENVIRONMENTS: Mapping[str, str] = {
     "arithmetic": "shoal.envs.strategies:Arithmetic",
+    "bfcl": "shoal.envs.bfcl:Bfcl",
     "frozen-lake": "shoal.envs.toy_text:FrozenLake",
     "minigrid": "shoal.envs.minigrid:MiniGrid",
     "reasoning": "shoal.envs.reasoning:Reasoning",
     "strategies": "shoal.envs.strategies:Strategies",
     "taxi": "shoal.envs.toy_text:Taxi",
     "textarena": "shoal.envs.textarena:TextArena",
+    "tool-world": "shoal.envs.tool_world:ToolWorld",
     "textworld-express": "shoal.envs.textworld_express:TextWorldExpress",
 }
 """Names, and where their classes are."""

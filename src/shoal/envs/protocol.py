@@ -26,6 +26,7 @@ class Transition:
     valid       whether the action was one the environment understands
     solved      whether the task is now done as it was wanted
     parts       what the reward is made of, by name, where that is known
+    marks       what else there is to tell of how good the action was, by name
     """
 
     observation: str
@@ -35,6 +36,7 @@ class Transition:
     valid: bool = True
     solved: bool = False
     parts: Mapping[str, float] = field(default_factory=dict)
+    marks: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:

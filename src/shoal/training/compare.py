@@ -47,7 +47,8 @@ class Curve:
 
     env_steps, success  where held-out success was measured, and what it was
     metrics             means over iterations of everything the run told
-    held_out            all that the last measurement told
+    measured            all that each measurement told
+    told                all that each iteration told
     """
 
     arm: str
@@ -55,8 +56,14 @@ class Curve:
     env_steps: tuple[int, ...]
     success: tuple[float, ...]
     metrics: Mapping[str, float]
-    held_out: Mapping[str, float]
+    measured: tuple[Mapping[str, float], ...]
+    told: tuple[Mapping[str, float], ...]
     cpu_seconds: float
+
+    @property
+    def held_out(self) -> Mapping[str, float]:
+        """What the last measurement told."""
+        return self.measured[-1]
 
     def at(self, budget: int) -> NDArray[np.float64]:
         """Success at even places from no steps to ``budget``, [GRID]."""
@@ -81,6 +88,14 @@ class Comparison:
     def of(self, arm: str) -> list[Curve]:
         """An arm's curves by seed."""
         return sorted((c for c in self.curves if c.arm == arm), key=lambda curve: curve.seed)
+
+    def on(self, seeds: Sequence[int]) -> Comparison:
+        """The same of some seeds."""
+        return Comparison(
+            tuple(curve for curve in self.curves if curve.seed in seeds),
+            tuple(start for start in self.starts if start.seed in seeds),
+            self.budget,
+        )
 
     def aucs(self, arm: str) -> list[float]:
         """Area under an arm's curve, by seed."""
@@ -109,11 +124,11 @@ def begin(config: RunConfig) -> Start:
     async def run() -> Start:
         trainer = build(config)
         told = await trainer.warm_up()
-        success = (await trainer.evaluate())["held_out.success"]
+        measured = await trainer.evaluate()
         weights = {
             name: tensor.detach().numpy().copy() for name, tensor in trainer.policy.trained.items()
         }
-        return Start(config.seed, weights, success, told)
+        return Start(config.seed, weights, measured["held_out.success"], told | measured)
 
     with _quietly():
         return asyncio.run(run())
@@ -129,18 +144,27 @@ def play(name: str, config: RunConfig, start: Start) -> Curve:
         trainer = build(config)
         weights = {key: torch.from_numpy(array) for key, array in start.weights.items()}
         set_weights(trainer.policy, weights)
-        began, held_out = time.process_time(), dict[str, float]()
-        steps, success, told = [0], [start.success], list[Mapping[str, float]]()
+        began, told = time.process_time(), list[Mapping[str, float]]()
+        steps, measured = [0], [start.told]
         while not trainer.ended:
             told.append((await trainer.iterate()).metrics)
             if trainer.ended or trainer.done % config.evaluation.every == 0:
                 steps.append(trainer.env_steps)
-                held_out = await trainer.evaluate()
-                success.append(held_out["held_out.success"])
+                measured.append(await trainer.evaluate())
         names = {key for one in told for key in one}
         means = {key: float(np.mean([one.get(key, 0.0) for one in told])) for key in names}
+        success = (start.success, *(one["held_out.success"] for one in measured[1:]))
         seconds = time.process_time() - began
-        return Curve(name, config.seed, tuple(steps), tuple(success), means, held_out, seconds)
+        return Curve(
+            name,
+            config.seed,
+            tuple(steps),
+            success,
+            means,
+            tuple(measured),
+            tuple(told),
+            seconds,
+        )
 
     with _quietly():
         return asyncio.run(run())

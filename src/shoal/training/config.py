@@ -106,6 +106,19 @@ class SamplerPart(_Part):
         return self
 
 
+class RewardPart(_Part):
+    """``kind`` "environment" is what the world itself gives; "tool-call" is a reward of
+    :mod:`shoal.training.rewards`, by name, with some of it changed.
+    """
+
+    kind: Literal["environment", "tool-call"] = "environment"
+    variant: str = "original"
+    weights: dict[str, float] = {}
+    matcher: str = "greedy"
+    equality: Literal["json", "schema"] = "schema"
+    no_call: Literal["zero", "punish", "score"] = "zero"
+
+
 class AlgorithmPart(_Part):
     """An estimator of advantages and its options."""
 
@@ -173,11 +186,15 @@ class WarmStartPart(_Part):
 
 
 class EvaluationPart(_Part):
-    """Held-out success every so many iterations; 0 for never."""
+    """Held-out success every so many iterations; 0 for never.
+
+    greedy  whether the likeliest answer of each task is looked at, too
+    """
 
     every: int = Field(default=0, ge=0)
     episodes: int = Field(default=1, ge=1)
     temperature: float = Field(default=1.0, ge=0)
+    greedy: bool = False
 
 
 class RunConfig(_Part):
@@ -194,6 +211,7 @@ class RunConfig(_Part):
     context: ContextPart = ContextPart()
     policy: PolicyPart = PolicyPart()
     sampler: SamplerPart = SamplerPart()
+    reward: RewardPart = RewardPart()
     algorithm: AlgorithmPart = AlgorithmPart()
     loss: LossPart = LossPart()
     correction: CorrectionPart = CorrectionPart()

@@ -9,7 +9,7 @@ Shapes: R rows, C advantage columns.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,9 +112,17 @@ class Trainer:
             "held_out.success": float(np.mean([one.solved for one in found.played])),
             "held_out.return": float(np.mean([one.total for one in found.played])),
             "held_out.steps": float(np.mean([one.steps for one in found.played])),
+            **{f"held_out.{name}": value for name, value in marks(found.rows).items()},
         }
         if self.runner.environment.answers and setting.episodes > 1:
             told["held_out.majority"] = majority(found)
+        if setting.greedy:
+            likeliest = replace(drawing, temperature=0.0)
+            found = await self.runner.run(
+                tasks, 1, name="held out", progress=self.progress, drawing=likeliest
+            )
+            told["held_out.greedy"] = float(np.mean([one.solved for one in found.played]))
+            told |= {f"held_out.greedy_{name}": v for name, v in marks(found.rows).items()}
         return told
 
     def tasks(self, place: int) -> list[int]:
@@ -147,7 +155,7 @@ class Trainer:
         env = self.runner.environment
         batch = batch_of(
             self.learner.penalised(anchors),
-            reward_min=env.reward_min,
+            reward_min=self.runner.reward_min(self.progress),
             answers=env.answers,
             environment=env.name,
         )
@@ -206,6 +214,15 @@ def majority(rollout: Rollout) -> float:
     return float(np.mean([max(by.values(), key=len)[0] for by in right.values()]))
 
 
+def marks(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean of each mark over the rows that have it."""
+    names = sorted({name for row in rows for name in row.marks})
+    return {
+        name: float(np.mean([row.marks[name] for row in rows if name in row.marks]))
+        for name in names
+    }
+
+
 def played_stats(rollout: Rollout) -> dict[str, float]:
     """What to tell of the episodes of a rollout."""
     played, rows = rollout.played, rollout.rows
@@ -222,4 +239,5 @@ def played_stats(rollout: Rollout) -> dict[str, float]:
             f"reward.{name}": float(np.mean([row.parts.get(name, 0.0) for row in rows]))
             for name in parts
         },
+        **{f"marks.{name}": value for name, value in marks(rows).items()},
     }

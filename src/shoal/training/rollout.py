@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import traceback
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from shoal.core.errors import ShoalError
 from shoal.core.rng import seed_of
@@ -30,8 +31,21 @@ said, progress of training from 0 to 1."""
 T = TypeVar("T")
 
 
+@runtime_checkable
+class Bounded(Protocol):
+    """A reward that knows its range."""
+
+    def bounds(self, progress: float) -> tuple[float, float]:
+        """Least and most an episode can get at some progress of training."""
+        ...
+
+
 class EnvironmentCrash(Exception):
     """What went wrong in an environment; the episode is played again or left out."""
+
+
+class RewardFailure(Exception):
+    """A reward that raised; the episode is left out at once: scoring it again would raise again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +139,12 @@ class GroupRunner:
         self._retries, self._seed = retries, seed
         self._idle: list[Environment] = []
 
+    def reward_min(self, progress: float) -> float:
+        """The least sum of rewards an episode can have: the reward's, or the environment's."""
+        if isinstance(self._reward, Bounded):
+            return self._reward.bounds(progress)[0]
+        return self.environment.reward_min
+
     def give(self, env: Environment) -> None:
         """An environment that is there already."""
         self._idle.append(env)
@@ -199,11 +219,14 @@ class GroupRunner:
                 except EnvironmentCrash as crash:
                     steps, reason = steps + one.steps, str(crash)
                     env = self._replaced(env)
+                except RewardFailure as failure:
+                    steps, reason = steps + one.steps, str(failure)
+                    break
             self._idle.append(env)
         finally:
             desk.leave()
         left_out = Quarantined(_task_name(attempt.task), str(attempt.number), reason)
-        return Rollout((), (), (left_out,), steps, 0, self._retries)
+        return Rollout((), (), (left_out,), steps, 0, retry)
 
     def _replaced(self, env: Environment) -> Environment:
         """A new environment in place of one that crashed."""
@@ -232,7 +255,7 @@ class GroupRunner:
             action = self.context.action(text)
             done = await _guarded(env, partial(env.step, action or ""), "step")
             if self._reward is not None:
-                done = self._reward(env, text, done, progress)
+                done = _scored(self._reward, env, text, done, progress)
             if not math.isfinite(done.reward):
                 raise EnvironmentCrash(f"the reward of step {one.steps} is {done.reward}")
             one.rows.append(
@@ -249,6 +272,7 @@ class GroupRunner:
                     version=sample.version,
                     valid=done.valid and action is not None,
                     parts=done.parts,
+                    marks=done.marks,
                 )
             )
             one.steps += 1
@@ -293,6 +317,20 @@ def _key(env: Environment) -> Hashable:
     except TypeError:
         return as_key(key, env.name)
     return key
+
+
+def _scored(
+    reward: Reward, env: Environment, text: str, found: Transition, progress: float
+) -> Transition:
+    """What a reward makes of a step; what it raises, but for users' mistakes, is a failure."""
+    try:
+        return reward(env, text, found, progress)
+    except ShoalError:
+        raise
+    except Exception as error:
+        raise RewardFailure(
+            f"The reward raised {type(error).__name__}: {error}\n{traceback.format_exc()}"
+        ) from error
 
 
 async def _guarded(env: Environment, call: Callable[[], T], what: str) -> T:

@@ -35,6 +35,7 @@ class Row:
     valid      whether the environment understood the action
     answer     the episode's final answer; None where it cannot be read
     parts      what the reward is made of
+    marks      what else is told of how good the step was
     """
 
     task: str
@@ -51,6 +52,7 @@ class Row:
     valid: bool = True
     answer: Hashable | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    marks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,7 +17,8 @@ from shoal.core.runs import Run, create_run
 from shoal.training.checkpoints import checkpoints, restore, save
 from shoal.training.config import RunConfig, parse_run
 from shoal.training.loop import Iteration, Trainer
-from shoal.training.metrics import Metrics
+from shoal.training.metrics import Metrics, read_metrics
+from shoal.training.rewards.hacking import drift
 from shoal.training.setup import build
 from shoal.training.trace import log_iteration
 
@@ -27,12 +28,16 @@ OnIteration = Callable[[int, int, Mapping[str, float]], None]
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Where a run stopped: at its end, or because it was interrupted."""
+    """Where a run stopped: at its end, or because it was interrupted.
+
+    warning  what looks wrong about what was learned; empty for nothing
+    """
 
     run: Run
     done: int
     finished: bool
     metrics: Mapping[str, float]
+    warning: str = ""
 
 
 def start(config: RunConfig, *, root: Path | None = None) -> Run:
@@ -86,7 +91,9 @@ async def train(
             files.save()
     trainer.runner.close()
     await trainer.sampler.close()
-    return Ended(run, trainer.done, trainer.ended, told)
+    found = drift(read_metrics(run.folder)) if ranks.first else None
+    warning = found.sentence if found is not None and found.hacked else ""
+    return Ended(run, trainer.done, trainer.ended, told, warning)
 
 
 class _Files:

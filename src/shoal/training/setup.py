@@ -17,6 +17,7 @@ from shoal.training.loop import Trainer
 from shoal.training.optimiser import Optimiser, OptimiserOptions
 from shoal.training.policies import Policy, adapted, hub_policy, word_policy
 from shoal.training.ranks import Ranks
+from shoal.training.rewards import variant
 from shoal.training.rollout import GroupRunner, Reward
 from shoal.training.samplers import DirectSampler, Drawing, Sampler
 from shoal.training.shared_prefix import SharedPrefix
@@ -53,7 +54,7 @@ def build(
         sampler,
         context=Context(**config.context.model_dump()),
         drawing=Drawing(config.sampler.max_tokens, config.sampler.temperature),
-        reward=reward,
+        reward=reward or open_reward(config),
         retries=config.groups.retries,
         seed=config.seed,
     )
@@ -111,6 +112,14 @@ def _open_base(config: RunConfig, env: Environment) -> Policy:
         context=part.context,
         seed=seed_of(config.seed, "weights"),
     )
+
+
+def open_reward(config: RunConfig) -> Reward | None:
+    """The reward a run file names; None for the environment's own."""
+    part = config.reward
+    if part.kind == "environment":
+        return None
+    return variant(part.variant, **part.model_dump(exclude={"kind", "variant"}))
 
 
 def open_sampler(config: RunConfig, policy: Policy) -> Sampler:

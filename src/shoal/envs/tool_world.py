@@ -1,0 +1,235 @@
+"""A world of typed tools, made by rules: requests that want one to three of them called.
+
+A tool does one thing (a verb) and takes one to three parameters out of a few types. Names of tools
+and parameters are drawn anew for every request, so what a call must say stands in the prompt's
+schema and nowhere else. A fifth of the requests want what no tool offered does.
+
+Seeds from ``HELD_OUT`` on have tools that are never seen in training: verbs that are known, with
+parameters that none of them had there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shoal.core.errors import ConfigError
+from shoal.core.records import ToolSpec
+from shoal.core.rng import generator
+from shoal.envs.calls.answers import Answer, Call
+from shoal.envs.calls.task import CallTask
+from shoal.envs.calls.wanted import Wanted, wanted
+
+HELD_OUT = 1_000_000
+"""Seeds from here on are requests for tools that are never trained on."""
+
+VERBS = (
+    "book", "find", "send", "paint", "clean", "count",
+    "move", "rent", "sell", "open", "lock", "wash",
+)  # fmt: skip
+KINDS: Mapping[str, tuple[Any, ...]] = {
+    "city": ("rome", "paris", "oslo", "lima", "cairo", "tokyo"),
+    "colour": ("red", "green", "blue", "white", "black"),
+    "day": ("monday", "tuesday", "friday", "sunday"),
+    "size": ("small", "medium", "large"),
+    "number": tuple(range(1, 10)),
+    "fast": (True, False),
+}
+"""Types of parameters and their values."""
+MOST_OFFERED = 5
+"""Tools of a request: with more, names of parameters would run out."""
+_SYLLABLES = ("ba", "de", "ki", "mo")
+TOOL_NAMES = tuple(f"{first}{second}" for first in _SYLLABLES for second in _SYLLABLES)
+PARAMETER_NAMES = tuple(f"{name}n" for name in TOOL_NAMES)
+"""What tools and parameters are called: it means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a tool is, whatever it is called."""
+
+    verb: str
+    parameters: tuple[str, ...]
+
+
+class ToolWorld(CallTask):
+    """Requests for tools.
+
+    offered     tools a request shows, all of different verbs
+    calls       least and most calls of a request
+    parameters  least and most parameters of a tool
+    irrelevant  share of requests that no tool offered fits
+    slips       how often a demonstration gets a name, a parameter or a value wrong
+    world       which tools there are: 36 to train on and 12 held out, one of each verb
+    """
+
+    name = "tool-world"
+
+    def __init__(
+        self,
+        offered: int = 3,
+        calls: tuple[int, int] | list[int] = (1, 3),
+        parameters: tuple[int, int] | list[int] = (1, 3),
+        irrelevant: float = 0.2,
+        slips: float = 0.0,
+        dialect: str = "words",
+        world: int = 0,
+    ) -> None:
+        super().__init__(dialect)
+        least, most = calls
+        if not 1 <= least <= most <= 3:
+            raise ConfigError(f"A request wants 1 to 3 calls, not {least} to {most}.")
+        fewest, many = parameters
+        if not 1 <= fewest <= many <= 3:
+            raise ConfigError(f"A tool takes 1 to 3 parameters, not {fewest} to {many}.")
+        if not 1 <= offered <= MOST_OFFERED:
+            raise ConfigError(f"A request offers 1 to {MOST_OFFERED} tools, not {offered}.")
+        self._offered, self._calls = offered, (least, most)
+        self._irrelevant, self._slips = irrelevant, slips
+        self._train, self._held_out = _kinds(world, fewest, many)
+        self._known: dict[int, tuple[tuple[ToolSpec, ...], str, Wanted]] = {}
+
+    def words(self) -> tuple[str, ...]:
+        """All it says and understands.
+
+        Raises :class:`ConfigError` in other dialects than that of words, which have no end of them.
+        """
+        if self.dialect.name != "words":
+            raise ConfigError(
+                f"A policy of words cannot write {self.dialect.name}: give tool-world the dialect "
+                "'words', or the policy a model."
+            )
+        values = [str(value).lower() for kind in KINDS.values() for value in kind]
+        names = (*TOOL_NAMES, *PARAMETER_NAMES)
+        return (*VERBS, *KINDS, *values, *names, "tool", "ask", "and", "call", "none")
+
+    def ask(self, seed: int) -> tuple[tuple[ToolSpec, ...], str, Wanted]:
+        """Tools under names of their own, and a request."""
+        if seed not in self._known:
+            self._known[seed] = self._made(seed)
+        return self._known[seed]
+
+    def described(self, tools: Sequence[ToolSpec]) -> str:
+        """The tools; for policies of words in few of them."""
+        if self.dialect.name != "words":
+            return super().described(tools)
+        return " ".join(
+            " ".join(
+                [
+                    "tool",
+                    tool.name,
+                    tool.description,
+                    *(
+                        f"{name} {schema['description']}"
+                        for name, schema in tool.parameters["properties"].items()
+                    ),
+                ]
+            )
+            for tool in tools
+        )
+
+    def expert_action(self) -> str:
+        """The right answer, or with slips one that is nearly right, always the same."""
+        rng = generator("slips", self._seed)
+        calls = [self._slipped(call, rng) for call in self.wanted.example().calls]
+        return self.dialect.write(Answer(tuple(calls), self.wanted.blocks))
+
+    def _slipped(self, call: Call, rng: np.random.Generator) -> Call:
+        names = [tool.name for tool in self.tools]
+        schema = {tool.name: tool.parameters["properties"] for tool in self.tools}[call.name]
+        given = {}
+        for key, value in call.arguments.items():
+            if rng.random() < self._slips:
+                value = _drawn(rng, KINDS[schema[key]["description"]])
+            if rng.random() < self._slips:
+                key = str(rng.choice(PARAMETER_NAMES))
+            given[key] = value
+        name = str(rng.choice(names)) if rng.random() < self._slips else call.name
+        return Call(name, given)
+
+    def _made(self, seed: int) -> tuple[tuple[ToolSpec, ...], str, Wanted]:
+        rng = generator("request", seed)
+        kinds = self._held_out if seed >= HELD_OUT else self._train
+        verbs = [VERBS[at] for at in rng.choice(len(VERBS), self._offered + 1, replace=False)]
+        *shown, missing = (_drawn(rng, kinds[verb]) for verb in verbs)
+        names = [TOOL_NAMES[at] for at in rng.permutation(len(TOOL_NAMES))]
+        parameters = [PARAMETER_NAMES[at] for at in rng.permutation(len(PARAMETER_NAMES))]
+        tools = [_spec(kind, names.pop(), parameters) for kind in shown]
+        if rng.random() < self._irrelevant:
+            request, truth = _said(missing, _values(missing, rng)), Wanted(f"request {seed}")
+            return tuple(tools), f"ask {request}", truth
+        count = int(rng.integers(self._calls[0], self._calls[1] + 1))
+        parts, calls = [], []
+        for at in rng.integers(0, len(shown), count):
+            values = _values(shown[at], rng)
+            keys = tools[at].parameters["properties"]
+            parts.append(_said(shown[at], values))
+            calls.append(
+                (tools[at].name, {key: (one,) for key, one in zip(keys, values, strict=True)})
+            )
+        truth = wanted(f"request {seed}", calls, tools)
+        return tuple(tools), f"ask {' and '.join(parts)}", truth
+
+
+def _kinds(
+    world: int, fewest: int, most: int
+) -> tuple[dict[str, list[Kind]], dict[str, list[Kind]]]:
+    """Tools to train on and held-out ones by verb; no two of a verb take the same parameters."""
+    train, held_out = {}, {}
+    for verb in VERBS:
+        rng = generator("tool world", world, verb)
+        found: list[Kind] = []
+        while len(found) < 4:
+            count = int(rng.integers(fewest, most + 1))
+            types = [list(KINDS)[one] for one in rng.choice(len(KINDS), count, replace=False)]
+            if not any(set(types) == set(one.parameters) for one in found):
+                found.append(Kind(verb, tuple(types)))
+        train[verb], held_out[verb] = found[:-1], found[-1:]
+    return train, held_out
+
+
+def _spec(kind: Kind, name: str, names: list[str]) -> ToolSpec:
+    """A tool under a name; its parameters get the next of these names, which are used up."""
+    properties = {names.pop(): _schema(type_) for type_ in kind.parameters}
+    return ToolSpec(
+        name,
+        kind.verb,
+        {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        },
+    )
+
+
+def _schema(kind: str) -> dict[str, Any]:
+    values = KINDS[kind]
+    if isinstance(values[0], bool):
+        return {"type": "boolean", "description": kind}
+    if isinstance(values[0], int):
+        return {
+            "type": "integer",
+            "minimum": values[0],
+            "maximum": values[-1],
+            "description": kind,
+        }
+    return {"type": "string", "enum": list(values), "description": kind}
+
+
+def _values(kind: Kind, rng: np.random.Generator) -> list[Any]:
+    return [_drawn(rng, KINDS[type_]) for type_ in kind.parameters]
+
+
+def _drawn(rng: np.random.Generator, values: Sequence[Any]) -> Any:
+    return values[int(rng.integers(len(values)))]
+
+
+def _said(kind: Kind, values: Sequence[Any]) -> str:
+    told = (
+        f"{name} {str(value).lower()}" for name, value in zip(kind.parameters, values, strict=True)
+    )
+    return " ".join([kind.verb, *told])
