@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, overload
 
 import torch
 from torch.nn import functional as F
@@ -90,25 +90,48 @@ class _Layer(NamedTuple):
     down: Matrix
 
 
-class _Matrices(NamedTuple):
-    """All layers and the head in one layout, which is used for up to so many rows."""
+class _Laid(Sequence[_Layer]):
+    """Layers in another layout, each made when it is first asked for; the norms are shared."""
 
-    rows: int
-    layers: list[_Layer]
-    head: Matrix
+    def __init__(self, layers: Sequence[_Layer], lay_out: Callable[[Matrix], Matrix]) -> None:
+        self._layers = layers
+        self._lay_out = lay_out
+        self._made: dict[int, _Layer] = {}
 
-    def laid_out(self, lay_out: Callable[[Matrix], Matrix], rows: int) -> _Matrices:
-        """The same in another layout; the norms are shared."""
-        layers = [
-            layer._replace(
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    @overload
+    def __getitem__(self, index: int) -> _Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[_Layer]: ...
+    def __getitem__(self, index: int | slice) -> _Layer | list[_Layer]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index not in self._made:
+            layer, lay_out = self._layers[index], self._lay_out
+            self._made[index] = layer._replace(
                 qkv=lay_out(layer.qkv),
                 out=lay_out(layer.out),
                 gate_up=lay_out(layer.gate_up),
                 down=lay_out(layer.down),
             )
-            for layer in self.layers
-        ]
-        return _Matrices(rows, layers, lay_out(self.head))
+        return self._made[index]
+
+
+class _Matrices(NamedTuple):
+    """All layers and the head in one layout, which is used for up to so many rows."""
+
+    rows: int
+    layers: Sequence[_Layer]
+    head: Matrix
+
+    def laid_out(
+        self, lay_out: Callable[[Matrix], Matrix], rows: int, *, lazily: bool
+    ) -> _Matrices:
+        """The same in another layout."""
+        laid = _Laid(self.layers, lay_out)
+        return _Matrices(rows, laid if lazily else laid[:], lay_out(self.head))
 
 
 class Decoder:
@@ -117,7 +140,8 @@ class Decoder:
     ``kernels`` chooses how matrices are multiplied, see :mod:`shoal.models.packed`: "plain"
     (differentiable), "blocked" (the same numbers, faster where rows are few, for inference) or
     "packed" (blocked, and with fewer bits where rows are very few). ``adapting`` is what adapters
-    add to every product (:mod:`shoal.models.adapters`), None where there are none.
+    add to every product (:mod:`shoal.models.adapters`), None where there are none. ``lazily``
+    makes a layer's layouts when it is first executed, for a base of which a plan may use a part.
     """
 
     adapting: Adapting | None = None
@@ -128,10 +152,12 @@ class Decoder:
         weights: Mapping[str, torch.Tensor],
         *,
         kernels: Kernels = "plain",
+        lazily: bool = False,
     ) -> None:
         self.config = config
         self.weights = weights
         self.kernels = kernels
+        self._lazily = lazily
         self._embed = weights["embed"]
         self.dtype = self._embed.dtype  # of weights and activations
         self._head = weights["embed" if config.tied_head else "head"]
@@ -152,9 +178,11 @@ class Decoder:
         plain = _Matrices(sys.maxsize, layers, self._head)
         self._matrices = [plain]
         if self.kernels != "plain":
-            self._matrices.insert(0, plain.laid_out(blocked, BLOCKED_ROWS))
+            laid = plain.laid_out(blocked, BLOCKED_ROWS, lazily=self._lazily)
+            self._matrices.insert(0, laid)
         if self.kernels == "packed":
-            self._matrices.insert(0, plain.laid_out(packed, PACKED_ROWS))
+            laid = plain.laid_out(packed, PACKED_ROWS, lazily=self._lazily)
+            self._matrices.insert(0, laid)
 
     def forward(
         self, ids_T: torch.Tensor, positions_T: torch.Tensor, attend: Attend

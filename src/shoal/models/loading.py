@@ -42,11 +42,18 @@ class Model:
     base: Model | None = None
 
 
-def load(name: str = DEFAULT, *, dtype: str = "bf16", progress: Progress | None = None) -> Model:
+def load(
+    name: str = DEFAULT,
+    *,
+    dtype: str = "bf16",
+    progress: Progress | None = None,
+    lazily: bool = False,
+) -> Model:
     """Load a model by a known name, a path or a hub name; see :mod:`shoal.models.catalog`.
 
-    ``progress`` hears of downloads and dequantisation. Raises :class:`ModelError` where the
-    model cannot be found, verified or used.
+    ``progress`` hears of downloads and dequantisation; ``lazily`` is for the base of a plan, see
+    :class:`~shoal.models.decoder.Decoder`. Raises :class:`ModelError` where the model cannot be
+    found, verified or used.
     """
     if dtype not in DTYPES:
         raise ModelError(f"There is no number format {dtype!r}: give {' or '.join(DTYPES)}.")
@@ -67,7 +74,9 @@ def load(name: str = DEFAULT, *, dtype: str = "bf16", progress: Progress | None 
     return Model(
         name=source.name,
         config=config,
-        decoder=Decoder(config, weights, kernels="packed" if dtype == "packed" else "blocked"),
+        decoder=Decoder(
+            config, weights, kernels="packed" if dtype == "packed" else "blocked", lazily=lazily
+        ),
         tokenizer=Tokenizer(
             Backend.from_str(description.tokenizer), eos_ids=config.eos_ids, bos_id=config.bos_id
         ),

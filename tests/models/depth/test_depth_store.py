@@ -217,3 +217,15 @@ def test_removal_alone_is_exported_without_growing(
     done = expand(tmp_path / "short", tmp_path / "hub", dtype="fp32")
     assert done.warning is None
     assert done.written_bytes == done.plan_bytes
+
+
+def test_a_base_lays_out_only_the_blocks_that_a_plan_executes(
+    small: Model, small_folder: Path, tmp_path: Path
+) -> None:
+    plan = DepthPlan.whole(6).without([2]).merged(2, 3)  # 0 1 3=4 5
+    save_plan(tmp_path / "short", PlanFile(1, str(small_folder), content_of(small), plan))
+    model = load(str(tmp_path / "short"))
+    assert model.base is not None
+    assert set(model.base.decoder._matrices[0].layers._made) == {0, 1, 3, 5}
+    whole = logits(load(str(small_folder)))
+    torch.testing.assert_close(logits(model.base), whole, rtol=0, atol=0)

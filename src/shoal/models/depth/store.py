@@ -160,6 +160,6 @@ def load_plan(
 def _base(file: PlanFile, dtype: str, progress: Progress | None) -> Model:
     known = _bases.get((file.content, dtype))
     if known is None:
-        known = load(file.base, dtype=dtype, progress=progress)
+        known = load(file.base, dtype=dtype, progress=progress, lazily=True)
         _bases[content_of(known), dtype] = known
     return known
