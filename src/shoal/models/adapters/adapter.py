@@ -27,6 +27,7 @@ Shapes: T rows, r rank, I inputs and O outputs of a site.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,11 +116,23 @@ class Adapter(ABC):
 
     # -- what all kinds do alike ----------------------------------------------------------
 
-    def to(self, device: torch.device | str) -> Adapter:
-        """Move it to a device."""
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Adapter:
+        """Move it to a device, or keep it in another number format, as for serving."""
         for tensor in self.tensors.values():
-            tensor.data = tensor.data.to(device)
+            tensor.data = tensor.data.to(device=device, dtype=dtype)
         return self
+
+    @functools.cached_property
+    def signature(self) -> tuple[tuple[str, int], ...]:
+        """What adapters agree in that are computed together: sites and ranks."""
+        return tuple((name, self.rank(name)) for name in self.sites)
+
+    @property
+    def stamp(self) -> int:
+        """Changes whenever its tensors are changed in place, as an optimiser does."""
+        return sum(tensor._version for tensor in self.tensors.values())
 
     def added(self, site: str, x_TI: torch.Tensor) -> torch.Tensor:
         """scale · x Aᵀ Bᵀ, [T, O]."""

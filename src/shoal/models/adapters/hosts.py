@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -77,6 +77,13 @@ class DecoderHost:
             for part, outputs in site.parts:
                 self._rows[part] = (int(layer), kind, first, first + outputs)
                 first += outputs
+        self._within: dict[tuple[int, str], list[tuple[str, int, int]]] = {}
+        for name, (layer_, matrix, first, last) in self._rows.items():
+            self._within.setdefault((layer_, matrix), []).append((name, first, last))
+
+    def within(self, layer: int, matrix: str) -> Sequence[tuple[str, int, int]]:
+        """The sites in a matrix, with the first row and that behind the last."""
+        return self._within.get((layer, matrix), ())
 
     def weight(self, site: str) -> torch.Tensor:
         layer, matrix, first, last = self._rows[site]
@@ -96,14 +103,12 @@ class DecoderHost:
         self, names: Iterable[str], added: Added
     ) -> Callable[[int, str, torch.Tensor, torch.Tensor], torch.Tensor]:
         """What the decoder calls for each product, for a single adapter."""
-        rows: dict[tuple[int, str], list[tuple[str, int, int]]] = {}
-        for name in names:
-            layer, matrix, first, last = self._rows[name]
-            rows.setdefault((layer, matrix), []).append((name, first, last))
+        own = set(names)
 
         def adapt(layer: int, matrix: str, x_TK: torch.Tensor, y_TN: torch.Tensor) -> torch.Tensor:
-            for name, first, last in rows.get((layer, matrix), ()):
-                y_TN[:, first:last] += added(name, x_TK).to(y_TN.dtype)
+            for name, first, last in self.within(layer, matrix):
+                if name in own:
+                    y_TN[:, first:last] += added(name, x_TK).to(y_TN.dtype)
             return y_TN
 
         return adapt

@@ -79,10 +79,12 @@ class MoS(Adapter):
                 self._tables[site.name, "B"] = torch.from_numpy(b if options.dissociated else a)
         return tensors
 
-    def to(self, device: torch.device | str) -> Adapter:
-        """Move pools and tables to a device."""
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Adapter:
+        """Move pools and tables to a device, or the pools to another number format."""
         self._tables = {key: table.to(device) for key, table in self._tables.items()}
-        return super().to(device)
+        return super().to(device, dtype)
 
     def rank(self, site: str) -> int:
         """The rank in use, the same everywhere."""
