@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from shoal.core.errors import ConfigError
 from shoal.core.protocols import Request, Sampling, Segment
 from shoal.engine.generation import Composition, Piece
 from shoal.engine.local import LocalEngine
+from shoal.models.adapters.registry import new
 from shoal.models.decoder import Decoder, causal_attend
+from shoal.models.depth.arrange import planned
 from shoal.models.depth.plan import DepthPlan, Step
 from shoal.models.export import write_folder
 from shoal.models.loading import Model, load
@@ -35,8 +38,6 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
                 own = torch.randn(tensor.shape, generator=random)
                 own = 1 + 0.3 * own if "norm" in name else 0.3 * own
                 weights[f"layers.{index}.{name.removeprefix('layers.0.')}"] = own
-    from dataclasses import replace
-
     folder = tmp_path_factory.mktemp("five") / "five"
     write_folder(
         folder,
@@ -115,3 +116,18 @@ def test_keys_and_values_of_one_plan_are_refused_by_another(model: Model) -> Non
 def test_a_plan_of_another_base_is_refused(model: Model) -> None:
     with pytest.raises(ConfigError, match="for a base of 6 blocks"):
         LocalEngine(model).planned(DepthPlan.whole(6))
+
+
+def test_a_cured_plan_answers_with_a_cache_what_it_answers_without(model: Model) -> None:
+    folded = planned(model, FOLDED)
+    adapter = new("lora", folded.decoder, rank=4)
+    random = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, tensor in adapter.trainable().items():
+            if name.endswith(".B"):
+                tensor.copy_(0.2 * torch.randn(tensor.shape, generator=random))
+    cured = replace(folded, decoder=adapter.over(folded.decoder), fingerprint="cured")
+    engine = LocalEngine(cured)
+    expected = greedy(cured.decoder, engine.encode((Segment(PROMPT),)), 24)
+    assert generate(engine) == model.tokenizer.decode(expected)
+    assert generate(LocalEngine(folded)) != generate(engine)

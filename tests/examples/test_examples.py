@@ -28,6 +28,7 @@ ENDS = {
     "mechanisms.py": "3 mechanisms ran.",
     "hire.py": "settlements are in the log",
     "tools.py": "prompt tokens were known already",
+    "two_depths.py": "3 models in",
     "settle.py": "settlements are in the log",
     "newsroom.toml": "Everything is in",
     "taxi.toml": "30/30",
