@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from shoal.cli import app
+from shoal.cli.train import _coloured
+from shoal.training.trace import Shown
 
 RUN = """
 iterations = 2
@@ -63,6 +65,29 @@ def test_a_group_is_shown_with_its_tokens(file: Path) -> None:
     told = json.loads(call("inspect", "--json"))
     assert told["iteration"] == 2 and len(told["steps"]) == 10
     assert {"pieces", "logprobs", "advantage", "state"} <= set(told["steps"][0])
+
+
+def test_tokens_are_green_where_they_are_reinforced_and_red_where_not() -> None:
+    def style(advantage: float) -> str:
+        step = Shown("0", 3, "", ("go", " left"), (-1.0, -1.0), advantage, 0.0, "")
+        line = _coloured(step, 2.0)
+        assert line.plain == f"  3 {advantage:+.3f} go left"
+        return str(line.spans[-1].style)
+
+    assert style(2.0) == "rgb(0,255,0)" and style(-2.0) == "rgb(255,0,0)"
+    assert style(1.0) == "rgb(0,155,0)"  # half as strong
+    assert style(0.0) == "dim"
+
+
+def test_a_run_that_learns_looks_alone_is_warned_about(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(folder: Path) -> list[dict[str, float]]:
+        return [{"marks.format": n / 40, "marks.value": 0.2 + n % 2 / 50} for n in range(40)]
+
+    monkeypatch.setattr("shoal.training.run.read_metrics", told)
+    assert "Format rose by" in call(str(file))
+    assert "Format rose by" in json.loads(call(str(file), "--json"))["warning"]
 
 
 def test_algorithms_are_compared_on_paired_seeds(file: Path, tmp_path: Path) -> None:

@@ -93,6 +93,36 @@ def test_gspo_takes_one_ratio_a_row() -> None:
     assert loss_of(made, kind="gspo") == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage"), [(0.3, 1.0), (0.3, -2.0), (1.1, 1.0), (4.0, -1.0), (4.0, 1.0)]
+)
+def test_the_gradient_of_cispo_is_the_bounded_ratio_whatever_the_sign(
+    ratio: float, advantage: float
+) -> None:
+    made = tokens([LOG(ratio)], [0.0], [advantage])
+    policy_loss(made, LossOptions(kind="cispo", clip_low=0.5, clip_high=2.0))[0].backward()
+    assert made.logp_A.grad is not None
+    assert float(made.logp_A.grad) == pytest.approx(-min(max(ratio, 0.5), 3.0) * advantage)
+
+
+def test_the_gradient_of_gspo_is_the_rows_ratio_over_its_length() -> None:
+    # d/dlogp_t of (1/n) Σ -s A with s = exp(mean of n log-ratios) is -s A / n
+    made = tokens([0.3, -0.1, 0.1], [0.0] * 3, [2.0] * 3, rows=[0, 0, 0], scale=1 / 3)
+    policy_loss(made, LossOptions(kind="gspo"))[0].backward()
+    assert made.logp_A.grad is not None
+    assert made.logp_A.grad.tolist() == pytest.approx([-2 * math.exp(0.1) / 3] * 3)
+
+
+def test_gspo_clips_rows_whole() -> None:
+    # the first row's mean ratio is beyond the bound although one of its tokens is not
+    made = tokens([0.9, 0.1, 0.1], [0.0] * 3, [1.0] * 3, rows=[0, 0, 1], scale=0.5)
+    loss, told = policy_loss(made, LossOptions(kind="gspo"))
+    loss.backward()
+    assert made.logp_A.grad is not None
+    assert made.logp_A.grad.tolist() == pytest.approx([0, 0, -math.exp(0.1) / 2])
+    assert told["clip_share"] == 1.0  # of scale 0.5 each: both tokens of the row
+
+
 def test_reinforce_has_no_ratio() -> None:
     assert loss_of(tokens([-2.0], [-1.0], [3.0]), kind="reinforce") == pytest.approx(6.0)
 

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from worlds import Walk
 
-from shoal.core.errors import ShoalError
+from shoal.core.errors import ConfigError, ShoalError
 from shoal.envs.protocol import BadEnvironment, Environment, Transition
+from shoal.training.advantage import grpo
 from shoal.training.context import Context
 from shoal.training.policies import word_policy
 from shoal.training.rollout import GroupRunner, Rollout
+from shoal.training.rows import batch_of
 from shoal.training.samplers import DirectSampler, Drawing, Sample
 
 
@@ -106,6 +108,55 @@ def test_a_reward_of_ones_own_takes_the_place_of_the_environments() -> None:
     found = asyncio.run(one.run([0], 2, progress=0.5))
     assert {row.reward for row in found.rows} == {2.0} and set(seen) == {0.5}
     assert found.rows[0].parts == {"loud": 2.0}
+
+
+class Fussy:
+    """Raises on the first steps it sees, and gives the others something to differ by."""
+
+    def __init__(self, failures: int) -> None:
+        self.left = failures
+
+    def __call__(
+        self, env: Environment, text: str, found: Transition, progress: float
+    ) -> Transition:
+        if self.left:
+            self.left -= 1
+            raise KeyError("no such answer")
+        return replace(found, reward=float(text == "right"), marks={"right": text == "right"})
+
+
+def test_a_reward_that_raises_quarantines_its_row_with_the_traceback() -> None:
+    fussy = Fussy(1)
+    found = play(runner(lambda: Walk(max_steps=1), reward=fussy, retries=3), [0], 4)
+    assert len(found.rows) == 3  # scoring again would raise again: there is no other try
+    (left_out,) = found.quarantined
+    assert "The reward raised KeyError: 'no such answer'" in left_out.reason
+    assert "Traceback" in left_out.reason and 'raise KeyError("no such answer")' in left_out.reason
+    assert found.env_steps == 4 and found.retried == 0
+    assert found.rows[0].marks.keys() == {"right"}
+
+
+def test_what_a_failing_reward_leaves_of_a_group_is_compared_if_there_are_two() -> None:
+    for failures, left in ((2, 2), (3, 1)):
+        one = runner(lambda: Walk(max_steps=1), reward=Fussy(failures))
+        rows = [
+            replace(row, reward=float(n))  # whatever was drawn, they differ
+            for n, row in enumerate(play(one, [0], 4).rows)
+        ]
+        assert len(rows) == left
+        if left == 1:
+            with pytest.warns(UserWarning, match="have one episode"):
+                assert not grpo(batch_of(rows)).total.any()
+        else:
+            assert grpo(batch_of(rows)).total == pytest.approx([-(0.5**0.5), 0.5**0.5], rel=1e-5)
+
+
+def test_a_users_mistake_about_a_reward_ends_the_run() -> None:
+    def wrong(env: Environment, text: str, found: Transition, progress: float) -> Transition:
+        raise ConfigError("This world has no calls.")
+
+    with pytest.raises(ConfigError, match="no calls"):
+        play(runner(reward=wrong))
 
 
 def test_an_answer_without_an_action_is_not_valid() -> None:

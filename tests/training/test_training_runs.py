@@ -339,6 +339,62 @@ def test_metrics_of_iterations_that_are_done_again_are_dropped(tmp_path: Path) -
     ]
 
 
+def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with Metrics(tmp_path) as metrics:
+        for n in range(3):
+            metrics.write(n, {"reward": n / 4, "groups.mixed": 0.5, "odd": math.nan})
+    board = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == {"reward", "groups/mixed"}
+    assert [(one.step, one.value) for one in board.Scalars("reward")] == [
+        (0, 0.0), (1, 0.25), (2, 0.5)
+    ]  # fmt: skip
+
+
+CALLS: dict[str, Any] = {
+    "environment": {
+        "name": "tool-world",
+        "options": {"calls": [1, 1], "parameters": [1, 1], "offered": 1, "slips": 0.5},
+        "train": [0, 50],
+        "held_out": [1_000_000, 1_000_010],
+    },
+    "policy": {"hidden": 16, "layers": 1, "heads": 2, "context": 64},
+    "sampler": {"max_tokens": 6},
+    "groups": {"tasks": 4, "episodes": 4},
+    "warm_start": {"updates": 60, "noise": 0.0, "tasks": 40, "rows": 16, "lr": 1e-2},
+    "algorithm": {"name": "grpo"},
+}
+
+
+def test_a_run_file_names_the_reward_and_marks_are_told() -> None:
+    config = small(**CALLS, reward={"kind": "tool-call", "variant": "dynamic"},
+                   evaluation={"every": 1, "greedy": True})  # fmt: skip
+    trainer = build(config)
+    asyncio.run(trainer.warm_up())
+    told = run(trainer, 2)[-1]
+    assert {"marks.format", "marks.name", "marks.parameter", "marks.value"} <= told.keys()
+    assert told["reward"] == pytest.approx(told["reward.format"] + told["reward.original"])
+    held_out = asyncio.run(trainer.evaluate())
+    assert {"held_out.greedy", "held_out.name", "held_out.greedy_exact"} <= held_out.keys()
+    assert held_out["held_out.exact"] == held_out["held_out.success"]
+
+
+def test_all_wrong_is_what_the_reward_gives_at_least() -> None:
+    for name, least in (("coarse", -3.0), ("binary", 0.0)):
+        trainer = build(small(**CALLS, reward={"kind": "tool-call", "variant": name}))
+        assert trainer.runner.reward_min(0.5) == least
+        told = run(trainer, 1)[0]  # from random weights nothing is right
+        assert told["groups.all_wrong"] > 0.5
+
+
+def test_parts_of_a_reward_may_be_scaled_apart() -> None:
+    config = small(**CALLS | {"algorithm": {"name": "gdpo"}}, reward={"kind": "tool-call"})
+    trainer = build(config)
+    asyncio.run(trainer.warm_up())
+    assert math.isfinite(run(trainer, 1)[0]["loss"])
+
+
 def test_a_cut_off_last_line_of_metrics_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 0}\n{"iterat')
     assert read_metrics(tmp_path) == [{"iteration": 0}]
@@ -370,6 +426,8 @@ def test_a_run_file_that_cannot_work_is_refused(changes: dict[str, Any], message
         ({"environment": {"name": "taxi", "options": {"steps": 1}}}, "no option 'steps'"),
         ({"algorithm": {"name": "ppo"}}, "no algorithm 'ppo'"),
         ({"sampler": {"kind": "remote"}}, "a way to hand it new weights"),
+        ({"reward": {"kind": "tool-call", "variant": "corse"}}, "Did you mean 'coarse'"),
+        ({"reward": {"kind": "tool-call", "matcher": "best"}}, "no matcher 'best'"),
     ],
 )
 def test_names_there_are_not_are_refused(changes: dict[str, Any], message: str) -> None:

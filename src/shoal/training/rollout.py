@@ -254,15 +254,16 @@ class GroupRunner:
             text = self.policy.decode(sample.tokens)
             action = self.context.action(text)
             done = await _guarded(env, partial(env.step, action or ""), "step")
+            t, one.steps = one.steps, one.steps + 1
             if self._reward is not None:
                 done = _scored(self._reward, env, text, done, progress)
             if not math.isfinite(done.reward):
-                raise EnvironmentCrash(f"the reward of step {one.steps} is {done.reward}")
+                raise EnvironmentCrash(f"the reward of step {t} is {done.reward}")
             one.rows.append(
                 Row(
                     task=_task_name(one.task),
                     episode=str(one.number),
-                    t=one.steps,
+                    t=t,
                     prompt=prompt,
                     action=sample.tokens,
                     logprobs=sample.logprobs,
@@ -275,7 +276,6 @@ class GroupRunner:
                     marks=done.marks,
                 )
             )
-            one.steps += 1
             one.solved = done.solved
             if done.done:
                 return
