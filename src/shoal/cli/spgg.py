@@ -1,4 +1,7 @@
-"""``shoal spgg``: check the constants of a sequential public goods game, and solve it."""
+"""``shoal spgg``: check the constants of a sequential public goods game, and solve it.
+
+Models that play it are in :mod:`shoal.cli.spgg_models`.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +22,32 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_AGENTS = typer.Option(3, help="How many contribute, in a fixed order.")
-_GAMMA = typer.Option(1.5, help="Weight of the synergy with those before.")
-_RHO = typer.Option(1.8, help="What one unit contributed yields for all together.")
-_PENALTY = typer.Option(1.5, help="What each loses where the bar is missed.")
-_BAR = typer.Option(2.55, help="The total that the group must reach.")
-_LOW = typer.Option(0.1, help="The least contribution, above 0.")
-_HIGH = typer.Option(1.0, help="The largest contribution.")
-_LINEAR = typer.Option(1.0, help="Cost of a contribution c: LINEAR c + QUADRATIC c².")
-_QUADRATIC = typer.Option(0.05, help="The convex part of the cost, above 0.")
-_STEP = typer.Option(0.05, help="Contributions are tried in these steps.")
-_JSON = typer.Option(False, "--json", help="Print everything as JSON.")
+AGENTS = typer.Option(3, help="How many contribute, in a fixed order.")
+GAMMA = typer.Option(1.5, help="Weight of the synergy with those before.")
+RHO = typer.Option(1.8, help="What one unit contributed yields for all together.")
+PENALTY = typer.Option(1.5, help="What each loses where the bar is missed.")
+BAR = typer.Option(2.55, help="The total that the group must reach.")
+LOW = typer.Option(0.1, help="The least contribution, above 0.")
+HIGH = typer.Option(1.0, help="The largest contribution.")
+LINEAR = typer.Option(1.0, help="Cost of a contribution c: LINEAR c + QUADRATIC c².")
+QUADRATIC = typer.Option(0.05, help="The convex part of the cost, above 0.")
+STEP = typer.Option(0.05, help="Contributions are tried in these steps.")
+JSON = typer.Option(False, "--json", help="Print everything as JSON.")
 
 
 @app.command()
 def check(
-    agents: int = _AGENTS,
-    gamma: float = _GAMMA,
-    rho: float = _RHO,
-    penalty: float = _PENALTY,
-    bar: float = _BAR,
-    low: float = _LOW,
-    high: float = _HIGH,
-    linear: float = _LINEAR,
-    quadratic: float = _QUADRATIC,
-    step: float = _STEP,
-    json: bool = _JSON,
+    agents: int = AGENTS,
+    gamma: float = GAMMA,
+    rho: float = RHO,
+    penalty: float = PENALTY,
+    bar: float = BAR,
+    low: float = LOW,
+    high: float = HIGH,
+    linear: float = LINEAR,
+    quadratic: float = QUADRATIC,
+    step: float = STEP,
+    json: bool = JSON,
 ) -> None:
     """Say whether contributing is the only equilibrium, and why not."""
     from shoal.mechanisms.goods.alignment import check_game
@@ -68,19 +71,19 @@ def check(
 
 @app.command()
 def solve(
-    agents: int = _AGENTS,
-    gamma: float = _GAMMA,
-    rho: float = _RHO,
-    penalty: float = _PENALTY,
-    bar: float = _BAR,
-    low: float = _LOW,
-    high: float = _HIGH,
-    linear: float = _LINEAR,
-    quadratic: float = _QUADRATIC,
-    step: float = _STEP,
+    agents: int = AGENTS,
+    gamma: float = GAMMA,
+    rho: float = RHO,
+    penalty: float = PENALTY,
+    bar: float = BAR,
+    low: float = LOW,
+    high: float = HIGH,
+    linear: float = LINEAR,
+    quadratic: float = QUADRATIC,
+    step: float = STEP,
     after: str = typer.Option("", help="Contributions already made, such as 0.1,0.7."),
     at_once: bool = typer.Option(False, "--at-once", help="Nobody sees another's contribution."),
-    json: bool = _JSON,
+    json: bool = JSON,
 ) -> None:
     """List all equilibria on a grid of contributions, ties included."""
     from shoal.mechanisms.goods.subgame_perfect import sequential, simultaneous

@@ -113,25 +113,29 @@ class Game:
         """Whether a contribution is within 0.05 of the least possible."""
         return c <= self.low + FREE_RIDING + ROUNDING
 
-    def reward_of(self, i: int, c: Sequence[Floats]) -> Floats:
+    def reward_of(self, i: int, c: Sequence[Floats], effort: Floats | None = None) -> Floats:
         """R_i of all profiles that the contributions ``c`` of all who took part broadcast to.
 
-        The share is always that of all n agents, also where some took no part.
+        The share is always that of all n agents, also where some took no part. The cost is that of
+        ``effort`` where it is known apart from what came of it.
         """
         total = sum(c[1:], c[0])
         synergy = self.gamma * c[i] * (sum(c[1:i], c[0]) / i) if i else 0.0
         missed = np.where(self.reaches_bar(total), 0.0, self.penalty)
-        return synergy - self.cost(c[i]) + self.rho / self.agents * total - missed
+        spent = self.cost(c[i] if effort is None else effort)
+        return synergy - spent + self.rho / self.agents * total - missed
 
     def synergies(self, c: Sequence[float]) -> Floats:
         """H_i [m] of contributions in order: 0, then the mean of those before."""
         before = np.cumsum(c)[:-1] / np.arange(1, len(c))
         return np.concatenate(([0.0], before))
 
-    def rewards(self, c: ArrayLike) -> Floats:
+    def rewards(self, c: ArrayLike, efforts: ArrayLike | None = None) -> Floats:
         """Rewards [..., m] of contributions [..., m] in order, m <= n where some took no part.
 
-        Raises :class:`InputError` for a contribution that is no number in [low, high].
+        ``efforts`` [..., m] in [0, 1], such as shares of a token budget, cost what a contribution
+        of that size would; left out, contributions cost what they are. Raises :class:`InputError`
+        for a contribution that is no number in [low, high] and for an effort outside of [0, 1].
         """
         c_Bn = np.asarray(c, dtype=np.float64)
         if c_Bn.ndim == 0 or not 1 <= c_Bn.shape[-1] <= self.agents:
@@ -145,4 +149,11 @@ class Game:
                 f"The contribution {c_Bn[wrong][0]} is no number in [{self.low:g}, {self.high:g}]."
             )
         columns = list(np.moveaxis(c_Bn, -1, 0))
-        return np.stack([self.reward_of(i, columns) for i in range(len(columns))], axis=-1)
+        spent: list[Floats | None] = [None] * len(columns)
+        if efforts is not None:
+            spent_Bn = np.broadcast_to(np.asarray(efforts, dtype=np.float64), c_Bn.shape)
+            wrong = ~((spent_Bn >= 0) & (spent_Bn <= 1 + ROUNDING))
+            if wrong.any():
+                raise InputError(f"The effort {spent_Bn[wrong][0]} is no number in [0, 1].")
+            spent = list(np.moveaxis(spent_Bn, -1, 0))
+        return np.stack([self.reward_of(i, columns, one) for i, one in enumerate(spent)], axis=-1)

@@ -114,8 +114,10 @@ class PublicGoods:
     def settle(self, opening: Opening, reports: Sequence[Report], observed: Any = None) -> Decision:
         """The last contribution, and everyone's reward.
 
-        ``observed`` maps agents to the scores of their texts. Raises :class:`ReportError` where
-        nobody contributed, or a text has no score in [low, high]: without it no reward is known.
+        ``observed`` maps agents to the scores of their texts, or to ``{"score": …, "effort": …}``
+        where the effort, a share of what it might have spent, costs instead of the score. Raises
+        :class:`ReportError` where nobody contributed, a text has no score in [low, high] (without
+        it no reward is known), or efforts are known of some only.
         """
         self._fits(opening)
         in_time = _in_time(opening, reports)
@@ -123,7 +125,8 @@ class PublicGoods:
             raise ReportError("Nobody has contributed, so there is no answer and no reward.")
         agents = [report.agent for report in in_time]
         c = [self._scored(report, observed or {}) for report in in_time]
-        rewards = self.game.rewards(c).tolist()
+        efforts = _efforts(in_time, observed or {})
+        rewards = self.game.rewards(c, efforts).tolist()
         total = math.fsum(c)
         return Decision(
             in_time[-1].value,
@@ -131,6 +134,7 @@ class PublicGoods:
             how="the last contribution; rewards exact",
             details={
                 "contributions": dict(zip(agents, c, strict=True)),
+                "efforts": dict(zip(agents, efforts or (), strict=efforts is not None)),
                 "synergies": dict(zip(agents, self.game.synergies(c).tolist(), strict=True)),
                 "total": total,
                 "reaches_bar": bool(self.game.reaches_bar(total)),
@@ -178,7 +182,10 @@ class PublicGoods:
             return self.game.low
         if not isinstance(report.value, str):
             return float(report.value)
-        return self._contribution(report.agent, scores.get(report.agent), "is scored")
+        score = scores.get(report.agent)
+        if isinstance(score, Mapping):
+            score = score.get("score")
+        return self._contribution(report.agent, score, "is scored")
 
     def _contribution(self, agent: str, value: Any, verb: str) -> float:
         low, high = self.game.low, self.game.high
@@ -196,6 +203,19 @@ def _sees_all(observe: Observe, agents: int) -> bool:
 
 def _is_empty(value: Any) -> bool:
     return isinstance(value, str) and not value.strip()
+
+
+def _efforts(reports: Sequence[Report], observed: Mapping[str, Any]) -> list[float] | None:
+    """What each spent, or None where nothing is known of that."""
+    given = [observed.get(report.agent) for report in reports]
+    spent = [one.get("effort") if isinstance(one, Mapping) else None for one in given]
+    if not any(one is not None for one in spent):
+        return None
+    for report, one in zip(reports, spent, strict=True):
+        known = isinstance(one, int | float) and not isinstance(one, bool)
+        if not (known and 0 <= one <= 1 + ROUNDING):
+            raise ReportError(f"The effort of {report.agent!r} is {one!r}, no number in [0, 1].")
+    return [float(one) for one in spent if one is not None]
 
 
 def _in_time(opening: Opening, reports: Sequence[Report]) -> list[Report]:

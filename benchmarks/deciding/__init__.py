@@ -1,0 +1,1 @@
+"""Parts of the claims about deciding and paying in groups of models."""

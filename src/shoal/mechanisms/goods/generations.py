@@ -1,0 +1,120 @@
+"""What a model says, generated once: how long it may speak does not change what it says first.
+
+An engine's draws depend on seed and place in the answer alone, so the answer under a smaller
+limit is the beginning of the answer under a larger one. Each is generated up to the largest limit
+and cut: a policy that tries many limits pays for one generation. Engines whose tokens cannot be
+read back (endpoints) generate once for each limit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from shoal.core.protocols import Completion, Engine, Prompt, Request, Sampling, TokenCodec
+from shoal.core.records import Message
+from shoal.mechanisms.protocol import digest
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What was said, and the tokens it took; None where the engine failed or took too long."""
+
+    text: str | None
+    tokens: int = 0
+    prompt_tokens: int = 0
+    whole: bool = False
+    """Whether it ended by itself, before its limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    tokens: tuple[int, ...]
+    text: str
+    decoded: int
+    prompt_tokens: int
+    whole: bool
+
+
+class Generations:
+    """Generations of one engine, remembered; ``longest`` is the largest limit in tokens.
+
+    ``path`` keeps them in a file too, a line each, where a later process finds them. ``asked`` and
+    ``made`` count what was wanted and what was generated, in answers.
+    """
+
+    def __init__(self, engine: Engine, *, longest: int, path: Path | None = None) -> None:
+        self.engine, self.longest, self.path = engine, longest, path
+        self.asked = self.made = 0
+        self._cuts = isinstance(engine, TokenCodec) and engine.info.kind == "local"
+        self._known: dict[str, _Kept] = dict(_read(path)) if path else {}
+
+    async def generate(
+        self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]
+    ) -> list[Spoken]:
+        """What the engine answers each prompt, in order; only what is new is generated."""
+        wanted = [
+            replace(sampling, max_tokens=self.longest) if self._cuts else sampling
+            for sampling in samplings
+        ]
+        keys = [self._key(*pair) for pair in zip(prompts, wanted, strict=True)]
+        new: dict[str, Request] = {}
+        for key, prompt, sampling in zip(keys, prompts, wanted, strict=True):
+            if key not in self._known and key not in new:
+                new[key] = Request(prompt, sampling)
+        self.asked += len(keys)
+        self.made += len(new)
+        found = await self.engine.generate(list(new.values())) if new else []
+        for key, completion in zip(new, found, strict=True):
+            if completion.finish != "error":
+                self._keep(key, completion)
+        return [
+            self._cut(self._known[key], sampling.max_tokens) if key in self._known else Spoken(None)
+            for key, sampling in zip(keys, samplings, strict=True)
+        ]
+
+    def _cut(self, kept: _Kept, limit: int) -> Spoken:
+        if kept.decoded <= limit:
+            return Spoken(kept.text, kept.decoded, kept.prompt_tokens, kept.whole)
+        assert isinstance(self.engine, TokenCodec), "others are generated for their own limit"
+        text = self.engine.decode(kept.tokens[:limit])
+        if not kept.text.startswith(text):  # the cut is inside of a stop, or of a letter
+            text = kept.text if text.startswith(kept.text) else text.rstrip("\ufffd")
+        return Spoken(text, limit, kept.prompt_tokens)
+
+    def _key(self, prompt: Prompt, sampling: Sampling) -> str:
+        parts = [
+            [part.role, part.content] if isinstance(part, Message) else [part.text, part.tokens]
+            for part in prompt
+        ]
+        return digest([self.engine.info.model, self.engine.info.dtype, parts, asdict(sampling)])
+
+    def _keep(self, key: str, completion: Completion) -> None:
+        kept = _Kept(
+            completion.tokens if self._cuts else (),
+            completion.text,
+            completion.usage.decoded_tokens,
+            completion.usage.prompt_tokens,
+            completion.finish == "stop",
+        )
+        self._known[key] = kept
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, **asdict(kept)}) + "\n")
+
+
+def _read(path: Path) -> list[tuple[str, _Kept]]:
+    """What a file has; a last line that was not written whole is left out."""
+    found = []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            fields = json.loads(line)
+            key = fields.pop("key")
+            found.append((key, _Kept(**{**fields, "tokens": tuple(fields["tokens"])})))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
