@@ -185,3 +185,19 @@ def test_majority_accuracy_is_condorcets(voters, accuracy, expected):
 def test_what_cannot_be_measured_is_refused(broken):
     with pytest.raises(ValueError, match=r"\w"):
         broken()
+
+
+@pytest.mark.parametrize(("only_x", "only_y", "both"), [(0, 0, 5), (9, 2, 3), (1, 7, 0), (4, 4, 1)])
+def test_mcnemars_test_is_the_binomial_one_on_pairs_that_differ(
+    only_x: int, only_y: int, both: int
+) -> None:
+    x = [1] * only_x + [0] * only_y + [1] * both
+    y = [0] * only_x + [1] * only_y + [1] * both
+    n = only_x + only_y
+    expected = scipy.stats.binomtest(only_x, n).pvalue if n else 1.0
+    assert stats.mcnemar_test(x, y) == pytest.approx(float(expected))
+
+
+def test_mcnemars_test_refuses_what_is_no_success() -> None:
+    with pytest.raises(ValueError, match="zeros and ones"):
+        stats.mcnemar_test([0.5, 1], [0, 1])

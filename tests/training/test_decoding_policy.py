@@ -14,7 +14,7 @@ from shoal.core.records import Message
 from shoal.engine.scripted import ScriptedEngine
 from shoal.mechanisms.goods.contribution_game import Game
 from shoal.mechanisms.goods.evaluators import by_answer
-from shoal.mechanisms.goods.generations import Generations
+from shoal.mechanisms.generations import Generations
 from shoal.mechanisms.goods.prompts import ByInstruction
 from shoal.mechanisms.goods.public_goods import PublicGoods
 from shoal.mechanisms.goods.sequence import Group, play

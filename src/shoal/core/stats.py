@@ -165,6 +165,22 @@ def paired_permutation_test(
     return extreme / 2**n if exact else (extreme + 1) / (resamples + 1)
 
 
+def mcnemar_test(x: ArrayLike, y: ArrayLike) -> float:
+    """Two-sided p-value that paired successes [n] (0 or 1) are equally likely on both sides.
+
+    Exact: under the hypothesis, pairs that differ fall to either side like a fair coin
+    (Q. McNemar, Psychometrika 12, 1947).
+    """
+    pairs = _pairs(x, y)
+    if not np.isin(pairs, (0, 1)).all():
+        raise ValueError("McNemar's test is about successes: give zeros and ones.")
+    only_x = int((pairs[:, 0] > pairs[:, 1]).sum())
+    only_y = int((pairs[:, 0] < pairs[:, 1]).sum())
+    n, least = only_x + only_y, min(only_x, only_y)
+    tail = sum(math.comb(n, k) for k in range(least + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
 def cohens_d(x: ArrayLike, y: ArrayLike) -> float:
     """Difference of means in pooled standard deviations; 0.2 small, 0.5 medium, 0.8 large."""
     a, b = _sample(x)[:, 0], _sample(y)[:, 0]

@@ -9,9 +9,9 @@ from pathlib import Path
 from shoal.core.errors import ConfigError, InputError
 from shoal.core.protocols import Engine
 from shoal.core.stats import Interval, wilson_interval
+from shoal.mechanisms.generations import Generations
 from shoal.mechanisms.goods.contribution_game import Game
 from shoal.mechanisms.goods.evaluators import Graded, by_answer
-from shoal.mechanisms.goods.generations import Generations
 from shoal.mechanisms.goods.prompts import Asking, ByExample, ByInstruction
 from shoal.mechanisms.goods.public_goods import Observe, PublicGoods
 from shoal.mechanisms.goods.sequence import Group, Play

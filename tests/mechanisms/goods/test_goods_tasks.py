@@ -10,7 +10,7 @@ from shoal.core.errors import InputError
 from shoal.core.protocols import Sampling, Segment
 from shoal.engine.local import LocalEngine
 from shoal.engine.scripted import ScriptedEngine
-from shoal.mechanisms.goods.generations import Generations
+from shoal.mechanisms.generations import Generations
 from shoal.mechanisms.goods.prompts import ByExample, Heard
 from shoal.mechanisms.goods.tasks import Task, answer_in, is_right, parse_tasks
 

@@ -14,10 +14,10 @@ from shoal.core.log import EventLog
 from shoal.core.protocols import Sampling
 from shoal.core.records import Message
 from shoal.engine.scripted import ScriptedEngine
+from shoal.mechanisms.generations import Generations
 from shoal.mechanisms.goods.contribution_game import Game
 from shoal.mechanisms.goods.evaluators import Graded, by_answer
 from shoal.mechanisms.goods.features import SLOTS, size, state_of
-from shoal.mechanisms.goods.generations import Generations
 from shoal.mechanisms.goods.leave_one_out import marginals, rank_correlation
 from shoal.mechanisms.goods.prompts import ByExample, ByInstruction, Heard
 from shoal.mechanisms.goods.public_goods import Observe, PublicGoods

@@ -2,8 +2,9 @@
 
 "Everyone Contributes!" (arXiv 2508.02076): each agent sees the texts before its own that it may
 see, somebody decides with which settings it speaks, an evaluator scores what it said, and the
-rewards are those of :class:`~shoal.mechanisms.goods.public_goods.PublicGoods`. Effort is the share of its
-token limit that an agent really used. All tasks go side by side: one group of requests a place.
+rewards are those of :class:`~shoal.mechanisms.goods.public_goods.PublicGoods`. Effort is the share
+of its token limit that an agent really used. All tasks go side by side: one group of requests a
+place.
 
 Legend: B tasks, n agents, F features.
 """
@@ -20,9 +21,9 @@ import numpy as np
 from shoal.core.errors import ConfigError
 from shoal.core.log import EventLog
 from shoal.core.protocols import Sampling
+from shoal.mechanisms.generations import Generations, Spoken
 from shoal.mechanisms.goods.evaluators import Evaluator
 from shoal.mechanisms.goods.features import State, state_of
-from shoal.mechanisms.goods.generations import Generations, Spoken
 from shoal.mechanisms.goods.prompts import Asking, Heard
 from shoal.mechanisms.goods.public_goods import PublicGoods
 from shoal.mechanisms.goods.tasks import Task, is_right
