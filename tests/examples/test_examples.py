@@ -29,9 +29,11 @@ ENDS = {
     "hire.py": "settlements are in the log",
     "tools.py": "prompt tokens were known already",
     "two_depths.py": "3 models in",
+    "score_calls.py": "4 answers scored.",
     "settle.py": "settlements are in the log",
     "newsroom.toml": "Everything is in",
     "taxi.toml": "30/30",
+    "tool_calls.toml": "30/30",
 }
 
 

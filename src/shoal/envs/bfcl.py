@@ -151,8 +151,10 @@ def read_items(folder: Path, category: str) -> tuple[list[Item], tuple[Rejected,
         try:
             items.append(_item(line, truths))
         except BadTruth as error:
-            logger.warning("%s", error)
             rejected.append(Rejected(line["id"], str(error)))
+    if rejected:
+        names = ", ".join(one.id for one in rejected)
+        logger.info("%d items of %s have no usable truth: %s", len(rejected), category, names)
     return items, tuple(rejected)
 
 

@@ -113,6 +113,15 @@ class Comparison:
         """Mean area of an arm."""
         return mean_interval(self.aucs(arm))
 
+    def measured(self, arm: str, name: str) -> NDArray[np.float64]:
+        """What was measured on held-out tasks at even places up to the budget, [seeds, GRID]."""
+        wanted = np.linspace(0, self.budget, GRID)
+        rows = [
+            np.interp(wanted, curve.env_steps, [one.get(name, 0.0) for one in curve.measured])
+            for curve in self.of(arm)
+        ]
+        return np.array(rows, dtype=np.float64)
+
     def metric(self, arm: str, name: str) -> float:
         """Mean of a metric over an arm's runs."""
         return float(np.mean([curve.metrics.get(name, 0.0) for curve in self.of(arm)]))
@@ -178,11 +187,13 @@ def compare(
     workers: int = 1,
     on_done: OnDone = lambda label, done, total: None,
     starts: Sequence[Start] = (),
+    how: Callable[[str, RunConfig, Start], Curve] = play,
 ) -> Comparison:
     """Train every arm on every seed.
 
     arms    what each changes in the run file, as a table of it
     starts  of these seeds, where they are known from an earlier comparison
+    how     trains one arm on one seed; a function of a module, as it is called in other processes
 
     Raises :class:`ConfigError` for a base that never evaluates, or less than two seeds.
     """
@@ -205,7 +216,7 @@ def compare(
             known[start.seed] = start
             on_done("warm starts", done, total)
         futures = [
-            pool.submit(play, name, config, known[seed]) for (name, seed), config in configs.items()
+            pool.submit(how, name, config, known[seed]) for (name, seed), config in configs.items()
         ]
         curves = []
         for done, future in enumerate(as_completed(futures), len(missing) + 1):
