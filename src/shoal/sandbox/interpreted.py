@@ -24,6 +24,10 @@ GAPS = (
 )
 
 
+class _TooLarge(Exception):
+    """A result that cannot be handed on."""
+
+
 class InterpretedSession:
     """See :class:`shoal.sandbox.Session`."""
 
@@ -41,6 +45,7 @@ class InterpretedSession:
         self._session = self._pool.checkout(
             limits={
                 "max_feed_duration_secs": min(policy.wall_seconds, policy.cpu_seconds),
+                "max_total_sleep_secs": policy.wall_seconds,
                 "max_memory": policy.memory_bytes,
                 "max_suspensions": 1000 + policy.calls,
             }
@@ -64,6 +69,8 @@ class InterpretedSession:
         try:
             value = self._feed.feed_run(code, external_lookup=outside, print_callback=printed)
             value = self._as_json(value)
+        except _TooLarge as large:
+            status, value, error = "error", None, str(large)
         except MontyCrashedError as crashed:
             status, error = ("timeout" if "tim" in str(crashed) else "died"), str(crashed)
         except MontyError as raised:
@@ -110,12 +117,15 @@ class InterpretedSession:
         return call
 
     def _as_json(self, value: Any) -> Any:
+        """The value as JSON or as its text; what was made inside is a guest here, too."""
         try:
             text = json.dumps(value)
-        except (TypeError, ValueError, RecursionError):
-            value = text = repr(value)
+        except (TypeError, ValueError):
+            value = text = type(value).__name__
+        except RecursionError:
+            raise _TooLarge("the result nests too deep") from None
         if len(text) > self.policy.message_bytes:
-            return None
+            raise _TooLarge("the result is larger than a message may be")
         return value
 
     def _end(self, why: str) -> None:

@@ -27,6 +27,13 @@ GAPS = (
     "files it writes are on disk; together they have no limit",
 )
 
+BEYOND = (
+    "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat",
+    "utime", "utimes", "utimensat", "futimesat", "setxattr", "lsetxattr", "fsetxattr", "chroot",
+    "mknod", "mknodat",
+)  # fmt: skip
+"""What Landlock does not see: rights, owners and times of files, and another root."""
+
 
 class Confined:
     """Implements :class:`shoal.sandbox.process.Worker` over a process that sandlock holds."""
@@ -46,6 +53,7 @@ class Confined:
             clean_env=True,
             max_memory=policy.memory_bytes,
             max_processes=policy.processes + 1,
+            extra_deny_syscalls=list(BEYOND),
             no_coredump=True,
         )
         python = os.path.realpath(sys.executable)

@@ -69,7 +69,7 @@ class Child:
                     pipe.close()
 
     def died_of(self) -> Status:
-        """"cpu" where the kernel ended it for that."""
+        """ "cpu" where the kernel ended it for that."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(1.0)
             if code in (-signal.SIGXCPU, 128 + signal.SIGXCPU):

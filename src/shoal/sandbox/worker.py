@@ -49,8 +49,10 @@ def caller(line, name):
         line.send(kind="call", name=name, arguments=arguments)
         answer = line.receive()
         if "error" in answer:
-            raise PermissionError(answer["error"]) if answer.get("refused") else RuntimeError(
-                answer["error"]
+            raise (
+                PermissionError(answer["error"])
+                if answer.get("refused")
+                else RuntimeError(answer["error"])
             )
         return answer["value"]
 
