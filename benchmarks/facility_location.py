@@ -3,15 +3,18 @@
     shoal reproduce facility-location [--smoke]
 
 The Uniform Phantom beside the mean, the median and others: profitable lies, fairness, welfare,
-influence of liars, equilibria, and a million reports.
+influence of liars, equilibria, and a million reports; a language model in place of a rule, and
+models that fish (benchmarks/deciding).
 "Strategyproof and Proportionally Fair Facility Location" (arXiv 2111.01566).
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +35,11 @@ from shoal.mechanisms.location.rules import (
 )
 from shoal.mechanisms.location.running_phantom import RunningUniformPhantom
 
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
+
+from deciding import managers
+
 EXACT = 1e-9
 LIARS = 0.2
 ASKED, GREEDY = 10.0, 100.0  # what honest agents and liars want of the commons, a month
@@ -48,8 +56,10 @@ def run(bench: Bench) -> None:
         "Ratios: all profiles of zeros and ones, and random ones. Equilibria: agents answer each "
         "other in turn by their best report. Influence: 1,000 reports around 0.30 (standard "
         f"deviation 0.1), of which {LIARS:.0%} become 1. Commons: five agents, a stock of 100 that "
-        f"doubles after the harvest up to 100 and is lost below 5; honest caps are {ASKED:g}. All "
-        "agents are computed; no language model takes part."
+        f"doubles after the harvest up to 100 and is lost below 5; honest caps are {ASKED:g}; "
+        "these agents are computed. Models: SmolLM2-135M reads all wishes and chooses a number by "
+        "likelihood, and is audited like a rule; five fishers that are models say how much each "
+        "may fish."
     )
     audits(bench, trials)
     uniqueness(bench)
@@ -58,6 +68,7 @@ def run(bench: Bench) -> None:
     influence(bench)
     markets(bench)
     commons(bench)
+    managers.with_models(bench, survival)
     scale(bench)
 
 

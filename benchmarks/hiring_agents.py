@@ -3,13 +3,16 @@
     shoal reproduce hiring-agents [--smoke]
 
 The correlated program beside the best single profile of efforts and the best rules for each agent
-alone; learners beside polling everybody at flat pay. Simulated best responders only.
+alone; learners beside polling everybody at flat pay, among simulated best responders; and two
+copies of a small model, whose efforts are tokens (benchmarks/deciding).
 "Online Information Acquisition: Hiring Multiple Agents" (arXiv 2307.06210).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -29,6 +32,11 @@ from shoal.mechanisms.hiring.lp import variables
 from shoal.mechanisms.hiring.oracle import widest_rules
 from shoal.mechanisms.hiring.problem import AcquisitionProblem, largest_gain, problem
 
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
+
+from deciding import hired_models
+
 PUBLISHED = 1e-4
 KINDS: dict[str, Callable[[Setting], ExploreThenCommit]] = {
     "explore then commit": ExploreThenCommit,
@@ -42,15 +50,20 @@ def run(bench: Bench) -> None:
         "Two agents (up to 5 for the size) with efforts 0 and 1, two signals, two equally likely "
         "states; no effort shows a coin. Common noise: all who work see the same. Random problems: "
         "2 or 3 agents, up to 3 efforts, signals and states, signals correlated by a hidden draw. "
-        "Learning: common noise, accuracy 0.7, cost 0.06, cap 1. All agents are simulated best "
-        "responders, found by enumeration; no language model takes part. Regret is expected, round "
-        "by round; a contract that anybody gains by breaking is charged the worst a round can "
-        "bring (-2). Assumed: " + " ".join(ASSUMES[:-1])
+        "Learning: common noise, accuracy 0.7, cost 0.06, cap 1. All these agents are simulated "
+        "best responders, found by enumeration. Regret is expected, round by round; a "
+        "contract that anybody gains by breaking is charged the worst a round can bring (-2). "
+        "Models: two copies of SmolLM2-135M say whether a sum of three one-digit "
+        "numbers from reasoning-gym is what somebody claims; they guess, answer at once or write "
+        "the steps. Signal laws and token costs from 60 sums, the contract held to 200 others; "
+        "models do as they are told, as their prompt is all there is. Assumed: "
+        + " ".join(ASSUMES[:-1])
     )
     optima(bench)
     incentives(bench)
     size(bench)
     learning(bench)
+    hired_models.with_models(bench)
 
 
 def optima(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from shoal.cli import app
 from shoal.core.claims import find_system, runner
+from shoal.engine.scripted import ScriptedEngine
 from shoal.mechanisms.location.rules import FairSharePhantoms, UniformPhantom
 
 
@@ -54,7 +55,10 @@ def test_a_lake_bears_ten_each_and_no_more(claim):
     assert [claim.survival(cap) for cap in (0, 10, 10.4, 20, 28)] == [12, 12, 5, 1, 1]
 
 
-def test_in_the_smoke_run_all_holds_but_the_cost_on_random_profiles(tmp_path: Path):
+def test_in_the_smoke_run_all_holds_but_the_cost_on_random_profiles(
+    claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(claim.managers, "open_engine", lambda model: ScriptedEngine())
     command = ["reproduce", "facility-location", "--smoke", "--json"]
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path)])
     assert done.exit_code == 0

@@ -1,0 +1,357 @@
+"""A small model answers sums alone, by vote, by debate, and in sequence by learnt settings.
+
+Every arm may generate as many tokens a sum as every other. Settings of all fixed arms are the best
+of a few on the sums that policies learn from; nothing is chosen on those that all are held to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from deciding.sums import apart
+from shoal.core.claims import Bench
+from shoal.core.protocols import Engine, Sampling
+from shoal.core.stats import difference_interval, mcnemar_test, wilson_interval
+from shoal.engine.open import open_engine
+from shoal.mechanisms.generations import Generations, Spoken
+from shoal.mechanisms.goods.contribution_game import Game
+from shoal.mechanisms.goods.evaluators import Graded
+from shoal.mechanisms.goods.features import State
+from shoal.mechanisms.goods.leave_one_out import marginals, rank_correlation
+from shoal.mechanisms.goods.prompts import ByExample, Heard
+from shoal.mechanisms.goods.public_goods import Observe, PublicGoods
+from shoal.mechanisms.goods.sequence import Decide, Group, Play, play
+from shoal.mechanisms.goods.tasks import Task, answer_in, is_right
+from shoal.training.bandit import BanditOptions
+from shoal.training.decoding_policy import DecodingPolicies, Ranges
+from shoal.training.spgg import Epoch, summary, train
+
+NAMES = ("first", "second", "third")
+BUDGET = 180
+"""Tokens that an arm may generate for a sum, shared equally by its calls."""
+LONGEST = BUDGET // 3
+RANGES = Ranges(max_tokens=(10, LONGEST), levels=4)
+LEARN = BanditOptions(lr=0.01, target_kl=0.05, entropy=0.0, spread=1.0)
+FIXED = {
+    "greedy": Sampling(),
+    "temperature 0.3": Sampling(temperature=0.3, top_k=50),
+    "temperature 0.7": Sampling(temperature=0.7, top_k=50),
+}
+
+
+@dataclass(slots=True)
+class Arm:
+    """What one way of working gave, a sum each."""
+
+    right: list[bool]
+    tokens: list[int]
+    prompt_tokens: list[int]
+    seconds: float
+    plays: Sequence[Play] = ()
+    calls: int = 3
+
+
+@dataclass(slots=True)
+class Room:
+    """The model, what it said so far, and how it is asked."""
+
+    engine: Engine
+    known: Generations
+    asking: ByExample
+    tasks: list[Task]
+    seeds: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seeds = [10_000 + k for k in range(len(self.tasks))]
+
+    def group(self, observe: Observe) -> Group:
+        """Three copies of the model in sequence."""
+        models = dict.fromkeys(NAMES, self.known)
+        grade = Graded(self.engine)
+        return Group(PublicGoods(Game(), observe), NAMES, models, self.asking, grade, LONGEST)
+
+    async def say(
+        self, sampling: Sampling, member: int, heard: Sequence[Sequence[Heard]], limit: int
+    ) -> list[Spoken]:
+        """One member's answers to all sums."""
+        asked = replace(sampling, max_tokens=limit, stop=self.asking.stop)
+        return await self.known.generate(
+            [
+                self.asking(task.question, NAMES[member], 1, 1, earlier)
+                for task, earlier in zip(self.tasks, heard, strict=True)
+            ],
+            [replace(asked, seed=3 * seed + member) for seed in self.seeds],
+        )
+
+
+def with_models(bench: Bench, model: str = "smollm2-135m") -> None:
+    """All arms on the same held-out sums, and how each compares with the learnt ones."""
+    learn, hold = bench.pick(full=(60, 120), smoke=(6, 6))
+    shown, learning, held = apart((5, learn, hold), bench.seed_of("sequences") % 2**31)
+    engine = open_engine(model)
+
+    async def work() -> None:
+        try:
+            await measure(bench, engine, tuple(shown), learning, held)
+        finally:
+            await engine.close()
+
+    asyncio.run(work())
+
+
+async def measure(
+    bench: Bench, engine: Engine, shown: tuple[Task, ...], learning: list[Task], held: list[Task]
+) -> None:
+    """Choose settings, learn, and hold everything to sums that were not seen."""
+    asking = ByExample(shown)
+    known = Generations(engine, longest=LONGEST)
+    best = await choose(bench, Room(engine, known, asking, learning))
+    room = Room(engine, known, asking, held)
+    learnt, histories = {}, {}
+    for observe in ("last", "all"):
+        learnt[observe], histories[observe] = await teach(bench, room, learning, observe)
+    fixed = FIXED[best["one alone"]]
+    middles = DecodingPolicies(NAMES, RANGES)
+    arms: dict[str, Callable[[], Awaitable[Arm]]] = {
+        "one alone": lambda: alone(room, fixed),
+        "majority of three": lambda: majority(room, FIXED[best["majority of three"]]),
+        "debate, one round": lambda: debate(room, FIXED[best["majority of three"]]),
+        "sequence, last seen, fixed settings": lambda: sequence(room, "last", always(fixed)),
+        "sequence, all seen, fixed settings": lambda: sequence(room, "all", always(fixed)),
+        "sequence, last seen, middle settings": lambda: sequence(room, "last", middles.decide()),
+        "sequence, all seen, middle settings": lambda: sequence(room, "all", middles.decide()),
+        "MAC-SPGG, last seen": lambda: sequence(room, "last", learnt["last"].decide()),
+        "MAC-SPGG, all seen": lambda: sequence(room, "all", learnt["all"].decide()),
+    }
+    found: dict[str, Arm] = {}
+    for name in bench.track(list(arms), "arms"):
+        started = time.perf_counter()
+        found[name] = await arms[name]()
+        found[name].seconds = time.perf_counter() - started
+    report(bench, room, found)
+    await contributions(bench, room, found)
+    compare(bench, found)
+    draw(bench, histories)
+
+
+async def choose(bench: Bench, room: Room) -> dict[str, str]:
+    """The fixed setting that is best on the sums to learn from, alone and in a vote."""
+    best: dict[str, tuple[float, str]] = {}
+    for name, sampling in FIXED.items():
+        shares = {}
+        for arm, way in (("one alone", alone), ("majority of three", majority)):
+            right = (await way(room, sampling)).right
+            shares[arm] = float(np.mean(right))
+            if shares[arm] > best.get(arm, (-1.0, ""))[0]:
+                best[arm] = shares[arm], name
+        bench.arm(
+            f"where settings are chosen: {name}",
+            **{k.replace(" ", "_"): v for k, v in shares.items()},
+        )
+    return {arm: name for arm, (_, name) in best.items()}
+
+
+async def teach(
+    bench: Bench, room: Room, learning: list[Task], observe: Observe
+) -> tuple[DecodingPolicies, list[Epoch]]:
+    """Policies that learn from the sums for learning."""
+    epochs, episodes = bench.pick(full=(30, 40), smoke=(2, 4))
+    group = room.group(observe)
+    policies = DecodingPolicies(NAMES, RANGES, LEARN, seed=bench.seed_of("policies", observe))
+    started, made = time.perf_counter(), room.known.made
+    done = await train(group, policies, learning, epochs=epochs, episodes=episodes)
+    first, last = done[0].summary, done[-1].summary
+    bench.arm(
+        f"learning, {observe} seen",
+        epochs=epochs,
+        answers=epochs * episodes * 3,
+        generated=room.known.made - made,
+        seconds=time.perf_counter() - started,
+        rewards_first=sum(first.rewards),
+        rewards_last=sum(last.rewards),
+        right_first=first.accuracy,
+        right_last=last.accuracy,
+        tokens_first=first.tokens,
+        tokens_last=last.tokens,
+    )
+    return policies, done
+
+
+def always(sampling: Sampling) -> Decide:
+    """The same settings for everybody."""
+
+    def decide(place: int, states: Sequence[State]) -> list[Sampling]:
+        return [replace(sampling, max_tokens=LONGEST)] * len(states)
+
+    return decide
+
+
+async def alone(room: Room, sampling: Sampling) -> Arm:
+    """One call a sum, with all the tokens it may have (it ends by itself long before)."""
+    said = await room.say(sampling, 0, [[]] * len(room.tasks), LONGEST)
+    return _arm(room, [one.text or "" for one in said], [said])
+
+
+async def majority(room: Room, sampling: Sampling) -> Arm:
+    """Three calls a sum that hear nothing of each other; most answers count."""
+    none: list[list[Heard]] = [[] for _ in room.tasks]
+    members = [await room.say(sampling, i, none, BUDGET // 3) for i in range(3)]
+    return _arm(
+        room, [_most([one.text for one in said]) for said in zip(*members, strict=True)], members
+    )
+
+
+async def debate(room: Room, sampling: Sampling) -> Arm:
+    """Three answers, then three that have seen the other two; most of the latter count."""
+    none: list[list[Heard]] = [[] for _ in room.tasks]
+    limit = BUDGET // 6
+    first = [await room.say(sampling, i, none, limit) for i in range(3)]
+    second = []
+    for i in range(3):
+        heard = [
+            [Heard(NAMES[j], first[j][k].text) for j in range(3) if j != i]
+            for k in range(len(room.tasks))
+        ]
+        second.append(await room.say(sampling, i, heard, limit))
+    texts = [_most([one.text for one in said]) for said in zip(*second, strict=True)]
+    return _arm(room, texts, [*first, *second])
+
+
+async def sequence(room: Room, observe: Observe, decide: Decide) -> Arm:
+    """Three calls in order, and the last one's answer."""
+    plays = await play(room.group(observe), room.tasks, decide, seeds=room.seeds)
+    return Arm(
+        [one.right for one in plays],
+        [one.tokens for one in plays],
+        [one.prompt_tokens for one in plays],
+        0.0,
+        plays,
+    )
+
+
+def _arm(room: Room, texts: Sequence[str], said: Sequence[Sequence[Spoken]]) -> Arm:
+    rows = list(zip(*said, strict=True))
+    return Arm(
+        [is_right(text, task) for text, task in zip(texts, room.tasks, strict=True)],
+        [sum(one.tokens for one in row) for row in rows],
+        [sum(one.prompt_tokens for one in row) for row in rows],
+        0.0,
+        calls=len(said),
+    )
+
+
+def _most(texts: Sequence[str | None]) -> str:
+    """A text with the most frequent answer, the first of several."""
+    answers = [answer_in(text or "") for text in texts]
+    counts = Counter(answer for answer in answers if answer is not None)
+    if not counts:
+        return ""
+    return texts[answers.index(counts.most_common(1)[0][0])] or ""
+
+
+def report(bench: Bench, room: Room, found: dict[str, Arm]) -> None:
+    """One row an arm: right answers, tokens, and of sequences what the game says of them."""
+    for name, arm in found.items():
+        n = len(arm.right)
+        bench.arm(
+            name,
+            accuracy=wilson_interval(sum(arm.right), n),
+            calls=arm.calls,
+            tokens_generated=float(np.mean(arm.tokens)),
+            tokens_of_prompts=float(np.mean(arm.prompt_tokens)),
+            seconds=arm.seconds,
+        )
+    for name, arm in found.items():
+        if not arm.plays:
+            continue
+        one = summary(room.group("all"), arm.plays)
+        bench.arm(
+            f"{name}: the game",
+            **{f"c{i + 1}": c for i, c in enumerate(one.contributions)},
+            **{f"effort{i + 1}": c for i, c in enumerate(one.efforts)},
+            free_riders=one.free_riders,
+            bar_hit=one.bar_hit,
+            welfare=one.welfare,
+        )
+
+
+async def contributions(bench: Bench, room: Room, found: dict[str, Arm]) -> None:
+    """What the last score loses without each agent, beside what its text scored."""
+    few = bench.pick(full=40, smoke=3)
+    for observe, name in (("last", "MAC-SPGG, last seen"), ("all", "MAC-SPGG, all seen")):
+        plays = list(found[name].plays)[:few]
+        group = room.group(observe)  # type: ignore[arg-type]
+        worth = await marginals(group, plays, room.seeds[:few])
+        scores = np.array([[turn.score for turn in one.turns] for one in plays])
+        bench.arm(
+            f"{name}: leave one out, {few} sums",
+            **{
+                f"without_{agent}": float(w)
+                for agent, w in zip(NAMES, worth.mean(axis=0), strict=True)
+            },
+            rank_correlation_with_scores=rank_correlation(worth, scores),
+        )
+
+
+def compare(bench: Bench, found: dict[str, Arm]) -> None:
+    """Paired tests of the learnt sequences against all others, and what was promised."""
+    for name in ("MAC-SPGG, last seen", "MAC-SPGG, all seen"):
+        ours = np.array(found[name].right, dtype=float)
+        for other, arm in found.items():
+            if other.startswith("MAC-SPGG"):
+                continue
+            theirs = np.array(arm.right, dtype=float)
+            p = mcnemar_test(ours, theirs)
+            bench.arm(
+                f"{name} less {other}",
+                points=100 * float(ours.mean() - theirs.mean()),
+                mcnemar_p=p,
+                separable=float(p < 0.05),
+            )
+    for observe in ("last", "all"):
+        name = f"MAC-SPGG, {observe} seen"
+        ours = np.array(found[name].right, dtype=float)
+        for what, other, least in (
+            ("the sequence with fixed settings", f"sequence, {observe} seen, fixed settings", 0.02),
+            (
+                "the sequence with middle settings",
+                f"sequence, {observe} seen, middle settings",
+                0.02,
+            ),
+            ("majority of three", "majority of three", 0.0),
+            ("one alone", "one alone", 0.0),
+        ):
+            theirs = np.array(found[other].right, dtype=float)
+            bench.verdict(
+                f"{name}: accuracy less that of {what}",
+                _difference(ours, theirs, bench),
+                at_least=least,
+            )
+        ratio = float(np.mean(found[name].tokens) / np.mean(found["debate, one round"].tokens))
+        bench.verdict(f"{name}: tokens generated by those of debate", ratio, at_most=0.6)
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray, bench: Bench) -> object:
+    if (ours - theirs == (ours - theirs)[0]).all():
+        return float(ours.mean() - theirs.mean())
+    return difference_interval(ours, theirs, paired=True, seed=bench.seed)
+
+
+def draw(bench: Bench, histories: dict[str, list[Epoch]]) -> None:
+    """Rewards and tokens while policies learn."""
+    with bench.plot("policies", "What policies learn: rewards and tokens, by epoch", panels=2) as (
+        rewards,
+        tokens,
+    ):
+        for observe, done in histories.items():
+            rewards.plot([sum(one.summary.rewards) for one in done], label=f"{observe} seen")
+            tokens.plot([one.summary.tokens for one in done], label=f"{observe} seen")
+        rewards.set(xlabel="epoch", ylabel="sum of rewards")
+        tokens.set(xlabel="epoch", ylabel="tokens generated a sum")
+        rewards.legend(fontsize=8)
