@@ -10,57 +10,16 @@ from shoal.core.records import SideEffect
 from shoal.tools.text import words_of
 
 DESTROYS = frozenset(
-    [
-        "delete",
-        "terminate",
-        "destroy",
-        "purge",
-        "erase",
-        "wipe",
-        "drop",
-        "expunge",
-        "remove",
-        "deregister",
-        "revoke",
-        "trash",
-        "obliterate",
-        "uninstall",
-        "clear",
-        "empty",
-        "shred",
-    ]
+    """
+    delete terminate destroy purge erase wipe drop expunge remove deregister revoke trash
+    obliterate uninstall clear empty shred
+    """.split()  # noqa: SIM905
 )
 READS = frozenset(
-    [
-        "get",
-        "list",
-        "describe",
-        "search",
-        "query",
-        "lookup",
-        "look",
-        "head",
-        "count",
-        "check",
-        "scan",
-        "fetch",
-        "find",
-        "show",
-        "view",
-        "select",
-        "preview",
-        "estimate",
-        "validate",
-        "verify",
-        "detect",
-        "test",
-        "is",
-        "download",
-        "read",
-        "export",
-        "discover",
-        "simulate",
-    ]
+    """
+    get list describe search query lookup look head count check scan fetch find show view select
+    preview estimate validate verify detect test is download read export discover simulate
+    """.split()  # noqa: SIM905
 )
 _PREFIXES = frozenset(["batch", "admin", "bulk", "transact", "internal", "aggregated"])
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))

@@ -190,7 +190,7 @@ def _place(place: str, member: str) -> Traversable:
 
 
 def _fingerprint(place: str) -> str:
-    """What changes when the files at a place do: a digest of a file, sizes and times of a folder."""
+    """What changes when the files at a place do: a file's digest, a folder's sizes and times."""
     path = Path(place).expanduser()
     if path.is_file():
         return sha256(path)

@@ -1,0 +1,220 @@
+"""From a request to what is searched for: rewrite, decompose and expand, without a model.
+
+The three stages of Toolshed before the search, as rules. Nothing here knows the catalogue, but
+for the spelling of words: a word that no tool has is read as the nearest one that some have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from shoal.tools.retrieval.words import STOP
+
+LONGEST = 4_000
+"""Characters of a request that are read."""
+
+MOST_STEPS = 6
+VERBS = frozenset(
+    """
+    abort accept activate add allocate analyze apply approve archive assign associate attach
+    authorize begin book build buy calculate call cancel change check clear clone close compare
+    complete compute configure confirm connect convert copy count create deactivate decline
+    decrypt define delete deny deploy deregister describe detach detect disable disassociate
+    discover display download drop email empty enable encrypt enumerate erase establish estimate
+    evaluate execute export extend extract fetch find generate get give grant identify import
+    increase inspect install invite invoke issue launch list load lock look make mark merge
+    migrate modify monitor move notify open order pause perform ping poll post print promote
+    provision publish purchase purge put query read reboot receive recover register reject release
+    remove rename replace reply report request reserve reset resize resolve restart restore resume
+    retrieve retry return revoke rotate run save scale scan schedule search select send set setup
+    share show shut sign simulate snapshot start stop submit subscribe suspend swap switch sync
+    tag tell terminate test transfer translate trigger turn unassign uninstall unlock unsubscribe
+    untag update upgrade upload validate verify view wipe write
+    """.split()  # noqa: SIM905
+)
+"""Verbs that begin a request for something to be done."""
+
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "add": ("create", "put"),
+    "alter": ("update", "modify"),
+    "begin": ("start",),
+    "build": ("create",),
+    "change": ("update", "modify"),
+    "configure": ("put", "update", "set"),
+    "display": ("describe", "get", "list"),
+    "edit": ("update", "modify"),
+    "enumerate": ("list", "describe"),
+    "erase": ("delete",),
+    "fetch": ("get",),
+    "find": ("list", "describe", "search"),
+    "halt": ("stop",),
+    "kill": ("terminate", "delete"),
+    "launch": ("run", "start", "create"),
+    "make": ("create",),
+    "modify": ("update",),
+    "remove": ("delete",),
+    "retrieve": ("get", "describe"),
+    "return": ("get", "list", "describe"),
+    "set": ("put", "update"),
+    "show": ("describe", "get", "list"),
+    "update": ("modify",),
+    "view": ("describe", "get", "list"),
+}
+"""Verbs of people and the verbs that interfaces have for them."""
+
+Spell = Callable[[str], str | None]
+
+_SPACE = re.compile(r"\s+")
+_POLITE = re.compile(
+    r"^(?:(?:hi|hello|hey|ok|okay|so|well|thanks|thank you)\b[\s,!.]*|"
+    r"(?:can|could|would|will) (?:you|we|i)\b[\s,]*|please\b[\s,]*|kindly\b[\s,]*|"
+    r"i(?:'d| would) like(?: you)? to\b|i (?:want|need|have)(?: you)? to\b|help me(?: to)?\b|"
+    r"let's\b|let us\b|we (?:want|need|have) to\b|to\b)\s*",
+    re.IGNORECASE,
+)
+_PRONOUN = re.compile(r"\b(?:it|its|them|that one|this one|those|these|the same)\b", re.IGNORECASE)
+_LETTERS = re.compile(r"[A-Za-z]{5,20}")
+_ENDS = re.compile(r"(?<=[a-z0-9)\"'])[.!?;]+(?=\s|$)|\n+|(?:^|\s)(?:\d+[.)]|[-*•])\s+")
+_LINKS = re.compile(
+    r"\s*(?:,|;)?\s+"
+    r"(?:and|then|also|plus|afterwards|finally|next|after that|followed by|as well as)"
+    r"(?:\s+(?:then|also|finally|to|please|afterwards|after that))*\s+|\s*,\s+",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing a request asks for; ``phrasings`` are other ways to say it.
+
+    ``extra`` are further words of the query with their weights, 1 being a word of the text.
+    """
+
+    text: str
+    phrasings: tuple[str, ...] = ()
+    extra: tuple[tuple[str, float], ...] = ()
+
+
+def rewrite(request: str, history: Sequence[str] = (), spell: Spell | None = None) -> str:
+    """A request without politeness, its words spelt as some tool spells them.
+
+    A pronoun with nothing to stand for brings in the words of the request before.
+    """
+    text = _SPACE.sub(" ", request[:LONGEST]).strip()
+    shorter = _POLITE.sub("", text)
+    while shorter != text:
+        text, shorter = shorter, _POLITE.sub("", shorter)
+    if spell:
+        text = _LETTERS.sub(lambda match: spell(match.group()) or match.group(), text)
+    if history and _PRONOUN.search(text):
+        known = text.lower()
+        before = [word for word in re.findall(r"[\w-]+", history[-1][:LONGEST]) if _says(word)]
+        text = " ".join([text, *(word for word in before if word.lower() not in known)])
+    return text
+
+
+def decompose(request: str) -> tuple[str, ...]:
+    """The things a request asks for, one after the other; at most ``MOST_STEPS``.
+
+    A sentence, a line of a list or a clause is a step of its own where it begins with a verb that
+    asks; anything else belongs to the step before it.
+    """
+    steps: list[str] = []
+    for sentence in _ENDS.split(request):
+        if not sentence or not sentence.strip():
+            continue
+        start = 0
+        pieces: list[str] = []
+        for link in _LINKS.finditer(sentence):
+            if _asks(sentence[link.end() :]):
+                pieces.append(sentence[start : link.start()])
+                start = link.end()
+        pieces.append(sentence[start:])
+        for piece in pieces:
+            piece = piece.strip(" ,;")
+            if not piece:
+                continue
+            if steps and not _asks(piece):
+                steps[-1] = f"{steps[-1]}. {piece}"
+            else:
+                steps.append(piece)
+    if len(steps) > MOST_STEPS:
+        steps[MOST_STEPS - 1 :] = [". ".join(steps[MOST_STEPS - 1 :])]
+    return tuple(steps) or (request,)
+
+
+def expand(step: str, weight: float) -> Step:
+    """A step with the verbs that interfaces have for its own, each at ``weight``."""
+    for word in re.findall(r"[a-z]+", step.lower())[:6]:
+        for form in _bare(word):
+            if form in SYNONYMS:
+                return Step(step, (), tuple((verb, weight) for verb in SYNONYMS[form]))
+    return Step(step)
+
+
+class Speller:
+    """Spelling by the words that tools have.
+
+    A word nobody knows is read as the one known word at distance 1, if there is just one.
+    Distance counts a letter put in, left out or changed, or two that changed places.
+    """
+
+    def __init__(self, known: Callable[[str], bool]) -> None:
+        self._known = known
+        self._buckets: dict[tuple[str, int], list[str]] = {}
+        self._read = 0
+
+    def learn(self, vocabulary: Collection[str]) -> None:
+        """Read what was added to a vocabulary that only grows."""
+        for word in islice(vocabulary, self._read, None):
+            if len(word) >= 5 and word.isascii() and word.isalpha():
+                self._buckets.setdefault((word[0], len(word)), []).append(word)
+        self._read = len(vocabulary)
+
+    def __call__(self, word: str) -> str | None:
+        """The known word that is meant, or None."""
+        lower = word.lower()
+        if not word[1:].islower() or self._known(lower):  # CamelCase is a name, not a slip
+            return None
+        near = [
+            other
+            for length in (len(lower), len(lower) - 1, len(lower) + 1)
+            for other in self._buckets.get((lower[0], length), ())
+            if _one_apart(lower, other) and self._known(other)
+        ]
+        return near[0] if len(near) == 1 else None
+
+
+def _one_apart(one: str, other: str) -> bool:
+    if len(one) > len(other):
+        one, other = other, one
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+    if len(one) < len(other):
+        return one[at:] == other[at + 1 :]
+    swapped = one[at + 1 : at + 2] + one[at : at + 1]
+    return one[at + 1 :] == other[at + 1 :] or swapped + one[at + 2 :] == other[at:]
+
+
+def _says(word: str) -> bool:
+    return word.lower() not in STOP and word.lower() not in VERBS
+
+
+def _asks(text: str) -> bool:
+    """Whether a clause begins with a verb that asks for something."""
+    text = _POLITE.sub("", _POLITE.sub("", text.lstrip()))
+    match = re.match(r"(?:then |also |finally |next |now )*([A-Za-z]+)", text)
+    return match is not None and match.group(1).lower() in VERBS
+
+
+def _bare(word: str) -> tuple[str, ...]:
+    """Forms a verb may have without its ending."""
+    forms = [word]
+    if word.endswith("s"):
+        forms.append(word[:-1])
+    for ending in ("ing", "ed"):
+        if word.endswith(ending):
+            forms += [word[: -len(ending)], word[: -len(ending)] + "e"]
+    return tuple(forms)

@@ -1,0 +1,53 @@
+"""How an index searches: which stages, with which weights. Every ablation is a setting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoal.core.errors import ConfigError, nearest
+from shoal.tools.retrieval.documents import PartWeights
+from shoal.tools.retrieval.lexical import Saturation
+
+STAGES = ("enrich", "rewrite", "decompose", "expand", "search", "fuse", "rerank", "fit")
+"""Toolshed's stages in their order. What is left out of a list is not done."""
+
+NAIVE = PartWeights(service=0, arguments=0, questions=0, split_names=False)
+"""The document without enrichment: the name as it is written, and the documentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Weights of the stages; the defaults were fitted on one half of the claim's services.
+
+    stages      what is done; "search" is needed
+    parts       weights of a document's parts ("enrich")
+    saturation  BM25's constants ("search")
+    dense       weight of the cosine beside BM25 over its largest score ("fuse"); 0 without vectors
+    candidates  tools that each leg brings to the fusion
+    synonym     weight of a verb that stands for one of the request ("expand")
+    service     weight of how many good candidates a tool's service has ("rerank")
+    success     weight of how a tool's calls ended so far ("rerank")
+    """
+
+    stages: tuple[str, ...] = STAGES
+    parts: PartWeights = field(default_factory=PartWeights)
+    saturation: Saturation = field(default_factory=Saturation)
+    dense: float = 0.6
+    candidates: int = 100
+    synonym: float = 0.3
+    service: float = 0.2
+    success: float = 0.15
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            if stage not in STAGES:
+                raise ConfigError(f"There is no stage {stage!r}.{nearest(stage, STAGES)}")
+        if "search" not in self.stages:
+            raise ConfigError("An index without the stage 'search' finds nothing: name it.")
+        if self.candidates < 1:
+            raise ConfigError(f"candidates is {self.candidates}, but must be at least 1.")
+
+    @property
+    def document_weights(self) -> PartWeights:
+        """Weights of a document's parts, with enrichment or without."""
+        return self.parts if "enrich" in self.stages else NAIVE
