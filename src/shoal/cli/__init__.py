@@ -24,6 +24,7 @@ from shoal.cli.runs import app as runs
 from shoal.cli.serve import serve
 from shoal.cli.settle import settle
 from shoal.cli.spgg_models import app as spgg
+from shoal.cli.tools import app as tools
 from shoal.cli.train import app as train
 from shoal.core.errors import ShoalError
 
@@ -44,6 +45,7 @@ app.add_typer(hire, name="hire")
 app.add_typer(spgg, name="spgg")
 app.add_typer(peers, name="peers")
 app.add_typer(train, name="train")
+app.add_typer(tools, name="tools")
 app.command("compress")(compress)
 app.add_typer(plan, name="plan")
 app.command("doctor")(doctor)

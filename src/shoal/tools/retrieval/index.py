@@ -10,6 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
 
 from shoal.core.errors import ConfigError, InputError, ShoalError, nearest
 from shoal.core.records import ToolSpec
@@ -145,6 +148,25 @@ class ToolIndex:
         return Changes(
             added=tuple(fresh), kept=kept, refused=tuple(refused), warnings=tuple(warnings)
         )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The index as arrays, to be kept in a file (see :mod:`kept`)."""
+        with self._lock:
+            return self._shelves.arrays()
+
+    @classmethod
+    def of_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        source: Catalogue,
+        settings: Settings,
+        embedder: Embedder | None,
+    ) -> ToolIndex:
+        """An index over a catalogue out of what :meth:`arrays` gave."""
+        made = cls(settings, embedder=embedder)
+        made._shelves.restore(arrays)
+        made._specs = dict.fromkeys(source.names, source)
+        return made
 
     def remove(self, name: str) -> None:
         """Take one tool out; raises :class:`InputError` for none."""

@@ -10,8 +10,10 @@ Shapes: S slots (a document's place, used again after it is removed), P document
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +113,37 @@ class Lexical:
             idf = np.float32(weight * np.log(1 + (total - size + 0.5) / (size + 0.5)))
             out_S[slots_P] += idf * counts_P / (counts_P + norm_S[slots_P])
         return out_S
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything that is kept, as arrays, for :meth:`of_arrays`."""
+        terms = json.dumps(list(self._ids)).encode()
+        pairs = list(zip(self._slots, self._counts, self._sizes, strict=True))
+        return {
+            "terms": np.frombuffer(terms, np.uint8),
+            "sizes": np.array(self._sizes, np.int32),
+            "slots": np.concatenate([np.zeros(0, np.int32), *(s[:n] for s, _, n in pairs)]),
+            "counts": np.concatenate([np.zeros(0, np.float32), *(c[:n] for _, c, n in pairs)]),
+            "lengths": self._length_S,
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], saturation: Saturation) -> Lexical:
+        """An index out of what :meth:`arrays` gave."""
+        made = cls(saturation)
+        terms: list[str] = json.loads(arrays["terms"].tobytes())
+        made._ids = {term: number for number, term in enumerate(terms)}
+        made._sizes = arrays["sizes"].tolist()
+        ends = np.cumsum(arrays["sizes"])[:-1]
+        slots: Slots = arrays["slots"]
+        made._slots = np.split(slots, ends)
+        made._counts = np.split(arrays["counts"], ends)
+        made._length_S = arrays["lengths"]
+        number_of = np.repeat(np.arange(len(terms), dtype=np.int32), arrays["sizes"])
+        order = np.argsort(slots, kind="stable")
+        documents, starts = np.unique(slots[order], return_index=True)
+        parts = np.split(number_of[order], starts[1:])
+        made._terms = dict(zip(documents.tolist(), parts, strict=True))
+        return made
 
     @property
     def nbytes(self) -> int:

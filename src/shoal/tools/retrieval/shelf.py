@@ -5,9 +5,11 @@ Shapes: S slots, N of them, D numbers of a vector.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,13 +99,7 @@ class Shelves:
             self._dense.add_all(slots, vectors_ND)
         for slot, spec in zip(slots, specs, strict=True):
             number = self._service_numbers.setdefault(spec.service, len(self._service_numbers))
-            version = spec.version
-            self._entries[slot] = Entry(spec.name, version, spec.origin, number, label)
-            self._places[spec.name] = slot
-            self._services_S[slot] = number
-            self._success_S[slot] = self._ledger.of(spec.name, version).success
-            for name in {spec.name.lower(), operation_of(spec.name).lower()}:
-                self._operations.setdefault(name, set()).add(slot)
+            self._place(slot, Entry(spec.name, spec.version, spec.origin, number, label))
         return [document.warning for document in documents if document.warning]
 
     def take(self, name: str) -> None:
@@ -144,6 +140,44 @@ class Shelves:
                 f"{len(documents)} texts of {self._embedder.dimensions} numbers."
             )
         return vectors_ND
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything that is kept, as arrays, for :meth:`restore`; only without gaps."""
+        assert not self._free, "an index is kept as it was built"
+        facts = {
+            "entries": [astuple(self.at(slot)) for slot in range(len(self._entries))],
+            "services": list(self._service_numbers),
+        }
+        out: dict[str, NDArray[Any]] = {
+            f"lexical_{key}": array for key, array in self._lexical.arrays().items()
+        }
+        out["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+        if self._dense is not None:
+            out["vectors"] = self._dense.vectors(range(len(self._entries)))
+        return out
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Fill empty shelves with what :meth:`arrays` gave."""
+        assert not self._entries, "only empty shelves are filled"
+        facts = json.loads(arrays["facts"].tobytes())
+        entries = [Entry(*fields) for fields in facts["entries"]]
+        self._entries.extend(entries)
+        self._grow()
+        self._service_numbers = {name: number for number, name in enumerate(facts["services"])}
+        for slot, entry in enumerate(entries):
+            self._place(slot, entry)
+        parts = {key.removeprefix("lexical_"): array for key, array in arrays.items()}
+        self._lexical = Lexical.of_arrays(parts, self.settings.saturation)
+        if self._dense is not None:
+            self._dense.add_all(range(len(entries)), arrays["vectors"])
+
+    def _place(self, slot: int, entry: Entry) -> None:
+        self._entries[slot] = entry
+        self._places[entry.name] = slot
+        self._services_S[slot] = entry.service
+        self._success_S[slot] = self._ledger.of(entry.name, entry.version).success
+        for name in {entry.name.lower(), operation_of(entry.name).lower()}:
+            self._operations.setdefault(name, set()).add(slot)
 
     # what the stages ask for
 
