@@ -22,7 +22,7 @@ from shoal.models.rope import Rope, yarn_attention_factor
 from shoal.models.weights import Naming, fuse
 
 _FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-_NAMING = Naming(
+NAMING = Naming(
     layer="blk.{index}.{part}",
     parts={
         "attn_norm": "attn_norm.weight",
@@ -142,7 +142,7 @@ class GGUFFile:
                 return _unpermuted(tensor, config.head_dim)
             return tensor
 
-        yield from fuse(config, _NAMING, present, read, dtype)
+        yield from fuse(config, NAMING, present, read, dtype)
         if _ROPE_DIVISORS in self._tensors:
             yield "rope_divisors", self._dequantised(_ROPE_DIVISORS)
 
