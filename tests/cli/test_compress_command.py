@@ -71,7 +71,18 @@ def test_a_model_is_compressed_shown_run_and_exported(
 
 def test_no_cure_is_allowed_and_says_what_it_costs(five: Path, text: Path, tmp_path: Path) -> None:
     told = shoal(
-        "compress", five, "--remove", 0.2, "--text", text, "--row", 64, "--out", tmp_path / "raw"
+        "compress",
+        five,
+        "--remove",
+        0.2,
+        "--text",
+        text,
+        "--row",
+        64,
+        "--rank",
+        "loss",
+        "--out",
+        tmp_path / "raw",
     )
     assert "The plan was not cured: its perplexity is" in told
 
@@ -79,6 +90,7 @@ def test_no_cure_is_allowed_and_says_what_it_costs(five: Path, text: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--rank", "luck"), "no ranking .luck.: give gates or loss"),
         (("--remove", "1.2"), r"remove must lie in \[0, 1\)"),
         (("--remove", "0.4", "--fold", "0.4"), "leaves 1: together they may be at most 0.6"),
     ],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast, get_args
 
 import typer
 
 from shoal.cli.console import console, errors, print_json
+from shoal.core.errors import ConfigError
 
 
 def compress(
@@ -15,6 +17,7 @@ def compress(
     remove: float = typer.Option(0.1, help="Share of blocks not to execute any more."),
     fold: float = typer.Option(0.0, help="Share of blocks to execute with a neighbour's weights."),
     cure: int = typer.Option(0, min=0, help="Tokens to learn from afterwards; 0 leaves it out."),
+    rank: str = typer.Option("gates", help="Choose what is removed by gates or by loss."),
     text: list[Path] = typer.Option(
         [], help="Files or folders to fit to; Python's language reference where none is given."
     ),
@@ -28,13 +31,17 @@ def compress(
     from shoal.cli.plan import print_plan
     from shoal.cli.progress import loading
     from shoal.models.catalog import find
-    from shoal.models.depth.compress import CompressOptions
+    from shoal.models.depth.compress import CompressOptions, Rank
     from shoal.models.depth.compress import compress as run
     from shoal.models.depth.plan import check_shares
     from shoal.models.depth.text import corpus
     from shoal.models.loading import load
 
-    options = CompressOptions(remove=remove, fold=fold, cure_tokens=cure, seed=seed)
+    if rank not in get_args(Rank):
+        raise ConfigError(f"There is no ranking {rank!r}: give {' or '.join(get_args(Rank))}.")
+    options = CompressOptions(
+        remove=remove, fold=fold, cure_tokens=cure, rank=cast(Rank, rank), seed=seed
+    )
     with loading(errors) as progress:
         loaded = load(model, dtype=dtype, progress=progress)
         check_shares(loaded.config.layers, remove, fold)

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,11 +26,13 @@ from shoal.models.depth.fold import fold
 from shoal.models.depth.footprint import footprint
 from shoal.models.depth.gates import GateOptions, learn_gates
 from shoal.models.depth.plan import DepthPlan, check_shares
+from shoal.models.depth.remove import remove_measured
 from shoal.models.depth.stack import plain, row_losses
 from shoal.models.depth.store import Account, PlanFile, Stage, content_of, save_plan
 from shoal.models.depth.text import Corpus
 from shoal.models.loading import Model
 
+Rank = Literal["gates", "loss"]
 OnWork = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and of how much."""
 
@@ -41,12 +44,14 @@ class CompressOptions:
     remove, fold  shares of all blocks, in [0, 1): not executed any more; executed with the weights
                   of a neighbour
     cure_tokens   tokens of the cure; 0 leaves it out
-    trial_rows    rows on which pairs are tried and perplexity is measured, at most
+    rank          what decides which blocks are removed: gates, or losses that are measured
+    trial_rows    rows on which blocks and pairs are tried and perplexity is measured, at most
     """
 
     remove: float = 0.1
     fold: float = 0.0
     cure_tokens: int = 0
+    rank: Rank = "gates"
     gates: GateOptions = field(default_factory=GateOptions)
     trial_rows: int = 8
     seed: int = 0
@@ -137,7 +142,9 @@ def compress(
             notes=tuple(notes),
         ),
     )
-    save_plan(folder, file, norms=cure and cure.norms, adapter=cure.adapter if cure else None)
+    save_plan(
+        folder, file, norms=cure.norms if cure else None, adapter=cure.adapter if cure else None
+    )
     shutil.rmtree(work)
     return file
 
@@ -162,9 +169,20 @@ def _choose(
 ) -> _Chosen:
     """Learn gates, remove, fold."""
     layers = decoder.config.layers
-    plan, gates, notes = DepthPlan.whole(layers), (), []
+    plan = DepthPlan.whole(layers)
+    gates: tuple[float, ...] = ()
+    notes: list[str] = []
     removed: list[int] = []
-    if gone:
+    rows_NS = corpus.calibration(options.trial_rows)
+    if gone and options.rank == "loss":
+        removed = remove_measured(
+            decoder,
+            gone,
+            rows_NS,
+            protect=(0, layers - 1),
+            on_trial=lambda done, total: tell("Leaving blocks out", done, total),
+        )
+    elif gone:
         learned = learn_gates(
             decoder,
             corpus.fitted_NS,
@@ -182,14 +200,14 @@ def _choose(
             )
         gates = tuple(round(float(value), 4) for value in learned.final)
         removed = learned.lowest(gone, protect=(0, layers - 1))
-        plan = plan.without(removed)
+    plan = plan.without(removed)
     merges: tuple[tuple[int, int, float], ...] = ()
     if shared:
         folding = fold(
             decoder,
             plan,
             shared,
-            corpus.calibration(options.trial_rows),
+            rows_NS,
             on_trial=lambda done, total: tell("Trying pairs", done, total),
         )
         plan = folding.plan

@@ -36,7 +36,7 @@ from shoal.models.adapters.registry import new
 from shoal.models.decoder import Decoder
 from shoal.models.depth.arrange import NORMS, arrange
 from shoal.models.depth.plan import DepthPlan
-from shoal.models.depth.stack import next_logits, next_targets, plain, run
+from shoal.models.depth.stack import batches, next_logits, next_targets, plain, run
 from shoal.models.depth.teacher import Teacher, divergence, relative_error
 
 
@@ -255,4 +255,4 @@ def _order(count: int, steps: int, options: CureOptions) -> list[torch.Tensor]:
     order: list[int] = []
     while len(order) < wanted:
         order += generator("cure", options.seed, len(order)).permutation(count).tolist()
-    return list(torch.tensor(order[:wanted]).split(options.batch)) if wanted else []
+    return batches(torch.tensor(order[:wanted]), options.batch)

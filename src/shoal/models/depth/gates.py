@@ -25,7 +25,7 @@ import torch
 from shoal.core.errors import ConfigError, InputError
 from shoal.core.rng import generator
 from shoal.models.decoder import Decoder
-from shoal.models.depth.stack import language_loss, plain
+from shoal.models.depth.stack import batches, language_loss, plain
 
 OnStep = Callable[[int, int], None]
 """Called with the steps done and all there are."""
@@ -130,7 +130,7 @@ def learn_gates(
             kept = torch.stack(trajectory) if trajectory else gates_N.detach()[None]
             return Gates(kept, tuple(losses), why)
         over = gates_N.mean() - (1 - remove)
-        (loss + pressure * over.abs()).backward()
+        (loss + pressure * over.abs()).backward()  # type: ignore[no-untyped-call]
         pressure = max(0.0, pressure + options.raised * over.item())
         adam.step()
         adam.zero_grad(set_to_none=True)
@@ -145,7 +145,7 @@ def learn_gates(
 
 def _epsilon(options: GateOptions, step: int) -> float:
     done = step / max(options.steps - 1, 1)
-    return options.soft * (options.hard / options.soft) ** done
+    return float(options.soft * (options.hard / options.soft) ** done)
 
 
 def _rows(count: int, options: GateOptions, seed: int) -> Sequence[torch.Tensor]:
@@ -153,4 +153,4 @@ def _rows(count: int, options: GateOptions, seed: int) -> Sequence[torch.Tensor]
     wanted = options.steps * options.batch
     passes = -(-wanted // count)
     order = [i for p in range(passes) for i in generator("gates", seed, p).permutation(count)]
-    return torch.tensor(order[:wanted]).split(options.batch)
+    return batches(torch.tensor(order[:wanted]), options.batch)

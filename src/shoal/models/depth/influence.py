@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from shoal.models.decoder import Decoder
-from shoal.models.depth.stack import run
+from shoal.models.depth.stack import batches, run
 
 
 @torch.inference_mode()
@@ -19,7 +19,7 @@ def block_influence(decoder: Decoder, ids_NS: torch.Tensor, *, batch: int = 2) -
     layers = decoder.config.layers
     total = torch.zeros(layers, dtype=torch.float64)
     tokens = 0
-    for ids_BS in ids_NS.split(batch):
+    for ids_BS in batches(ids_NS, batch):
         before = decoder.embed(ids_BS.reshape(-1))
         _, after = run(decoder, ids_BS, keep=range(layers))
         for index in range(layers):

@@ -90,7 +90,8 @@ class DepthPlan:
     @property
     def folded(self) -> tuple[int, ...]:
         """Places in the plan of all steps that share weights with another."""
-        places, first = [], 0
+        places: list[int] = []
+        first = 0
         for group in self.groups:
             if len(group) > 1:
                 places += range(first, first + len(group))

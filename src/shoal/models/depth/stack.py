@@ -60,6 +60,11 @@ def run(
     return x_TD, kept
 
 
+def batches(ids_NS: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """The rows, so many at a time; the last may be fewer."""
+    return [ids_NS[first : first + size] for first in range(0, len(ids_NS), size)]
+
+
 def resume(
     decoder: Decoder, x_TD: torch.Tensor, shape_BS: tuple[int, int], first: int
 ) -> torch.Tensor:
@@ -94,7 +99,7 @@ def language_loss(
 def row_losses(decoder: Decoder, ids_NS: torch.Tensor, *, batch: int = 2) -> torch.Tensor:
     """Mean nats a token of every row: [N]. Their mean's exponential is the perplexity."""
     found = []
-    for ids_BS in ids_NS.split(batch):
+    for ids_BS in batches(ids_NS, batch):
         B, S = ids_BS.shape
         x_TD, _ = run(decoder, ids_BS)
         logits = next_logits(decoder, x_TD, (B, S))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from shoal.models.decoder import Decoder
 from shoal.models.depth.arrange import arrange
 from shoal.models.depth.plan import DepthPlan
-from shoal.models.depth.stack import next_logits, next_targets, resume, run
+from shoal.models.depth.stack import batches, next_logits, next_targets, resume, run
 
 OnTrial = Callable[[int, int], None]
 """Called with the trials done and all there are."""
@@ -40,8 +40,8 @@ def trial_losses(
     current = arrange(decoder, plan)
     changed = [arrange(decoder, variant) for variant in variants]
     total = [0.0] * len(variants)
-    batches = ids_NS.split(batch)
-    for number, ids_BS in enumerate(batches):
+    parts = batches(ids_NS, batch)
+    for number, ids_BS in enumerate(parts):
         shape_BS = (ids_BS.shape[0], ids_BS.shape[1])
         _, after = run(current, ids_BS, keep=range(len(plan.steps)))
         for index, (trial, first) in enumerate(zip(changed, changes, strict=True)):
@@ -49,7 +49,7 @@ def trial_losses(
             logits = next_logits(trial, x_TD, shape_BS)
             total[index] += float(F.cross_entropy(logits, next_targets(ids_BS))) * len(ids_BS)
             if on_trial:
-                on_trial(number * len(variants) + index + 1, len(batches) * len(variants))
+                on_trial(number * len(variants) + index + 1, len(parts) * len(variants))
     return [loss / len(ids_NS) for loss in total]
 
 
