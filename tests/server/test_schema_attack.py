@@ -29,6 +29,7 @@ LABELS = (
     "GET /v1/responses/{response_id}",
     "DELETE /v1/responses/{response_id}",
     "GET /v1/responses/{response_id}/input_items",
+    "POST /v1/settlements",
 )
 
 
@@ -46,6 +47,7 @@ ESSENTIAL: dict[str, dict[str, Any]] = {
     "POST /v1/embeddings": {"model": "all-minilm-l6-v2", "input": "Hi"},
     "POST /tokenize": {"prompt": "Hi"},
     "POST /detokenize": {"tokens": [1]},
+    "POST /v1/settlements": {"reports": {"anna": 0.2, "ben": 0.7}},
 }
 
 

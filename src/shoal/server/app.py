@@ -9,7 +9,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from shoal.core.protocols import Engine
-from shoal.server import batches, chats, embeddings, operations, responses, tokens
+from shoal.server import batches, chats, embeddings, operations, responses, settlements, tokens
 from shoal.server.errors import install
 from shoal.server.limits import Authenticated, BodyLimit, Metered
 from shoal.server.service import ServerLimits, Service
@@ -51,7 +51,7 @@ def create_app(
     app.add_middleware(Authenticated, keyring=service.keyring)
     app.add_middleware(Metered, meters=service.meters)
     install(app)
-    for room in (operations, chats, responses, embeddings, tokens):
+    for room in (operations, chats, responses, embeddings, tokens, settlements):
         app.include_router(room.router(service))
     if batch_folder is not None:
         app.include_router(batches.router(service, batch_folder))

@@ -85,7 +85,7 @@ def settle(
 
 
 def _check_interval(low: float, high: float) -> None:
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+    if not (np.isfinite(high) and np.isfinite(high - low) and low < high):
         raise ConfigError(f"[{low}, {high}] is no interval: give a low end below the high end.")
 
 
