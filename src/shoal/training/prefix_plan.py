@@ -83,13 +83,6 @@ class Forest:
         """Whether any row is read from more than one place."""
         return bool((self.last_N > self.own_N).any())
 
-    def row(self, index: int, position: int) -> int:
-        """The row that holds an input's position."""
-        node = int(self.node_I[index])
-        while position < self.start_N[node]:
-            node = int(self.parent_N[node])
-        return int(self.first_N[node] + position - self.start_N[node])
-
     def rows(self, input_A: Ints, position_A: Ints) -> Ints:
         """The rows that hold these positions of these inputs, [A]."""
         node_A = self.node_I[input_A]

@@ -88,15 +88,15 @@ def plan(inputs: Sequence[Tokens], cost: Cost, *, share: Share = "auto") -> Plan
         return declined("nothing_shared", 1.0)
     separate = _separate_seconds(tree.length_P.tolist(), cost)
     if share == "auto":
-        best = cost.token * tree.tokens * 1e-6
-        if separate < GAIN * best:  # not even with attention for nothing
+        best = _least_seconds(tree, cost)
+        if separate < GAIN * best:
             return declined("too_little_shared", separate / best)
     parts = _parts(inputs, tree, cost if share == "auto" else FREE)
     shared = sum(found.seconds(cost) for _, found in parts)
     gain = separate / shared
-    if share == "auto" and gain < GAIN:
-        return declined("would_not_pay", gain)
     tokens = sum(len(found.ids_T) for _, found in parts)
+    if tokens == alone or (share == "auto" and gain < GAIN):
+        return declined("would_not_pay", gain)
     return Plan(tuple(parts), "", tokens, alone, gain)
 
 
@@ -120,6 +120,13 @@ def _separate_seconds(lengths: list[int], cost: Cost) -> float:
         each = cost.token * longest + cost.pair * longest * longest / 2
         seconds += (rows * each + cost.span) * 1e-6
     return seconds
+
+
+def _least_seconds(tree: Prefixes, cost: Cost) -> float:
+    """What no forest can do without: each token once, looking at all before it."""
+    end_N, start_N = tree.end_N, tree.end_N[tree.parent_N]
+    pairs = float((end_N * end_N - start_N * start_N).sum()) / 2
+    return (cost.token * tree.tokens + cost.pair * pairs) * 1e-6
 
 
 class SharedPrefix:
