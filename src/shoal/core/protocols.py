@@ -84,6 +84,7 @@ class Request:
     an engine to move cache of equal text here from other contexts, where it can. ``placeholders``
     are named texts in the messages, in their order there, that fill other prompts in other
     places: an engine with KVCOMM may move their cache, others compute them like any text.
+    ``adapter`` is the name of one the engine has; what was computed through it is its own.
     """
 
     prompt: Prompt
@@ -225,6 +226,14 @@ class Loaded(Protocol):
 
     @property
     def load(self) -> EngineLoad: ...
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """An engine with adapters that requests can name."""
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]: ...
 
 
 @runtime_checkable

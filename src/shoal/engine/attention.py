@@ -21,6 +21,7 @@ import torch
 
 from shoal.engine.pool import KVPool
 from shoal.engine.tree import Node
+from shoal.models.adapters.adapter import Adapter
 
 SHORT_SPAN = 32  # below this a call of its own costs more than a copy for every reader
 LONG_SPAN = 1024  # from here on a view of one's own is cheaper than a place in a padded batch
@@ -33,11 +34,12 @@ Rows = slice | torch.Tensor
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Compute tokens ``start .. start + count`` of a node."""
+    """Compute tokens ``start .. start + count`` of a node, through an adapter if there is one."""
 
     node: Node
     start: int
     count: int
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)

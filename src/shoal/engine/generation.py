@@ -12,10 +12,12 @@ import torch
 from shoal.core.protocols import Completion, Request, TokenLogprob
 from shoal.core.records import Finish, Usage
 from shoal.engine.grammar import Constraint
+from shoal.engine.late_repair import LateRepair
 from shoal.engine.repair import Repair, Repaired
 from shoal.engine.sampler import Row
 from shoal.engine.segments import KVSegment
 from shoal.engine.tree import Node
+from shoal.models.adapters.adapter import Adapter
 
 
 class TextStream(Protocol):
@@ -79,6 +81,8 @@ class Generation:
     pieces    the prompt in runs, where some are moved here; empty: all of it is exact
     beginning tokens before the first moved run: exact, and shared with others
     repair    which moved tokens are computed again; pending until that is done
+    late      its second stage, while the answer is written
+    adapter   what its rows go through; the request's salt is that of the adapter then
     """
 
     request: Request
@@ -102,9 +106,12 @@ class Generation:
     repair: Repair | None = None
     repair_pending: bool = False
     repaired: Repaired | None = None
+    late: LateRepair | None = None
+    repaired_late: int = 0
     beginning: int = 0
     watch: Watch | None = None
     keep_states: bool = False
+    adapter: Adapter | None = None
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
     _sent: int = 0
@@ -228,6 +235,7 @@ class Generation:
         first = self.first_token if self.first_token is not None else now
         moved = sum(len(piece.tokens) for piece in self.pieces if piece.segment is not None)
         repaired = 0 if self.repaired is None else len(self.repaired.selected)
+        repaired += self.repaired_late
         return Completion(
             text=self.text,
             tokens=tuple(self.answer),
@@ -260,6 +268,7 @@ class HiddenStates:
     suffixes: Sequence[Sequence[int]]
     salt: str
     on_done: Callable[[list[torch.Tensor] | str], None]
+    adapter: Adapter | None = None
     end: Node | None = None
     nodes: list[Node] = field(default_factory=list)
     paths: list[list[Node]] = field(default_factory=list)

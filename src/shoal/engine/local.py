@@ -33,6 +33,7 @@ from shoal.core.protocols import (
     Segment,
 )
 from shoal.core.records import Message, ToolSpec
+from shoal.engine.adapters import EngineAdapters, Resident
 from shoal.engine.compute import compute
 from shoal.engine.generation import Composition, Generation, HiddenStates, Piece, Reuse
 from shoal.engine.grammar import Constraint, vocabulary
@@ -53,15 +54,25 @@ class LocalEngine:
     """Implements :class:`shoal.core.protocols.Engine` for one loaded model.
 
     With ``sharing`` off every request computes its whole prompt, as a baseline. ``kv_bytes``
-    bounds the KV cache; requests beyond it wait. ``reuse`` serves requests that allow approximate
+    bounds the KV cache; requests beyond it wait. ``adapters`` are what requests can ask for by name
+    (:class:`shoal.engine.adapters.EngineAdapters`); without any, every request goes through the
+    model itself. ``reuse`` serves requests that allow approximate
     reuse (:func:`shoal.engine.kvshare.sharing.attach`); without it they are answered exactly.
     """
 
     reuse: Reuse | None = None
 
-    def __init__(self, model: Model, *, sharing: bool = True, kv_bytes: int = KV_BYTES) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        sharing: bool = True,
+        kv_bytes: int = KV_BYTES,
+        adapters: EngineAdapters | None = None,
+    ) -> None:
         config = model.config
         self.model = model
+        self.adapters = EngineAdapters(model.decoder) if adapters is None else adapters
         self._pool = KVPool(
             layers=config.layers,
             kv_heads=config.kv_heads,
@@ -70,7 +81,7 @@ class LocalEngine:
             max_bytes=kv_bytes,
         )
         self._scheduler = Scheduler(PrefixTree(self._pool.slots), sharing=sharing)
-        self._stepper = Stepper(model, self._pool, self._scheduler)
+        self._stepper = Stepper(model, self._pool, self._scheduler, self.adapters)
         self._packed = model.decoder.kernels == "packed"
         self._how = "packed weights in small steps" if self._packed else "exact"
         self._vocabulary: LLTokenizer | None = None
@@ -100,7 +111,7 @@ class LocalEngine:
     def unshared(self) -> LocalEngine:
         """An engine on the same weights that shares nothing: the baseline to compare with."""
         kv_bytes = self._pool.slots.capacity * self._pool.token_bytes
-        return LocalEngine(self.model, sharing=False, kv_bytes=kv_bytes)
+        return LocalEngine(self.model, sharing=False, kv_bytes=kv_bytes, adapters=self.adapters)
 
     def planned(self, plan: DepthPlan) -> LocalEngine:
         """An engine that executes a depth plan over the same weights, with a cache of its own.
@@ -112,6 +123,11 @@ class LocalEngine:
         return LocalEngine(
             planned(self.model, plan), sharing=self._scheduler.sharing, kv_bytes=kv_bytes
         )
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """See :class:`shoal.core.protocols.Adaptable`."""
+        return self.adapters.names
 
     @property
     def info(self) -> EngineInfo:
@@ -211,8 +227,16 @@ class LocalEngine:
         await self._run(jobs, answers)
         return [answer.result() for answer in answers]
 
-    async def score(self, prefix: Prompt, candidates: Sequence[str], salt: str = "") -> list[Score]:
-        """See :meth:`shoal.core.protocols.Engine.score`."""
+    async def score(
+        self,
+        prefix: Prompt,
+        candidates: Sequence[str],
+        salt: str = "",
+        *,
+        adapter: str | None = None,
+    ) -> list[Score]:
+        """See :meth:`shoal.core.protocols.Engine.score`; through an adapter where one is named."""
+        resident = None if adapter is None else self.adapters.find(adapter)
         tokenizer = self.model.tokenizer
         prompt = self._encode(prefix, salt=salt)
         if not prompt:
@@ -220,7 +244,7 @@ class LocalEngine:
         endings = [tokenizer.encode(text, special=False, salt=salt) for text in candidates]
         # The last prefix token is computed with the candidates: its state scores their first.
         suffixes = [[prompt[-1], *ending[:-1]] for ending in endings]
-        states = await self._hidden(prompt[:-1], suffixes, salt)
+        states = await self._hidden(prompt[:-1], suffixes, salt, resident)
 
         def scores() -> list[Score]:
             parts = zip(candidates, endings, states, strict=True)
@@ -302,8 +326,14 @@ class LocalEngine:
         if not tokens:
             raise EngineError("The prompt is empty: give at least one token.")
         self._check_tokens(tokens)
-        if request.adapter is not None:
-            raise EngineError(f"There is no adapter {request.adapter!r}: none are loaded here.")
+        resident = None if request.adapter is None else self.adapters.find(request.adapter)
+        if resident is not None:
+            if any(piece.segment is not None for piece in pieces):
+                raise EngineError(
+                    "Keys and values that were computed elsewhere are not the adapter's: send the "
+                    f"prompt without moved pieces, or without the adapter {request.adapter!r}."
+                )
+            request = replace(request, salt=resident.scope(request.salt))
         room = self._room(len(tokens))
 
         def on_text(piece: str, new: tuple[int, ...]) -> None:
@@ -326,8 +356,9 @@ class LocalEngine:
             repair=composition.repair,
             watch=composition.watch,
             keep_states=composition.keep_states,
+            adapter=None if resident is None else resident.adapter,
         )
-        if self.reuse is not None and request.reuse == "approx" and not pieces:
+        if self.reuse is not None and request.reuse == "approx" and not (pieces or resident):
             self.reuse.welcome(job)
         return job
 
@@ -382,7 +413,11 @@ class LocalEngine:
         return Constraint(self._vocabulary, grammar)
 
     async def _hidden(
-        self, prefix: Sequence[int], suffixes: Sequence[Sequence[int]], salt: str
+        self,
+        prefix: Sequence[int],
+        suffixes: Sequence[Sequence[int]],
+        salt: str,
+        resident: Resident | None = None,
     ) -> list[torch.Tensor]:
         if not suffixes:
             return []
@@ -396,7 +431,11 @@ class LocalEngine:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[torch.Tensor]] = loop.create_future()
         job = HiddenStates(
-            prefix, suffixes, salt, lambda states: _call(loop, lambda: _resolve(answer, states))
+            prefix,
+            suffixes,
+            salt if resident is None else resident.scope(salt),
+            lambda states: _call(loop, lambda: _resolve(answer, states)),
+            None if resident is None else resident.adapter,
         )
         await self._run([job], [answer])
         return answer.result()

@@ -22,6 +22,7 @@ from shoal.engine.generation import Job as Job
 from shoal.engine.policies import ArrivalOrder, Policy
 from shoal.engine.segments import KVSegment
 from shoal.engine.tree import Node, PrefixTree
+from shoal.models.adapters.adapter import Adapter
 
 ROWS = 512  # of one step; more makes prefill no faster and answers under way wait longer
 TAIL = 64  # slots of an answer's first tail; the next ones double up to four times that
@@ -80,10 +81,10 @@ class Scheduler:
         plan = _Plan(self.rows)
         for job in self.running:
             if isinstance(job, Generation) and job.decoding and job.end is not None:
-                self.meter.decode_tokens += plan.add(job.end)
+                self.meter.decode_tokens += plan.add(job.end, job.adapter)
         for job in self.running:
             for node in job.unfinished():
-                count = plan.add(node)
+                count = plan.add(node, job.adapter)
                 job.charge(count)
                 if isinstance(job, Generation) and job.preempted:
                     self.meter.repeated_tokens += count
@@ -307,7 +308,7 @@ class _Plan:
         self._left = rows
         self._filled: dict[Node, int] = {}
 
-    def add(self, node: Node) -> int:
+    def add(self, node: Node, adapter: Adapter | None) -> int:
         """Plan what is left of a node, as far as rows are left; how many tokens that is.
 
         A node is planned before those below it and whole unless the rows run out, so nothing
@@ -316,7 +317,7 @@ class _Plan:
         done = self._filled.get(node, node.filled)
         count = min(len(node.tokens) - done, self._left)
         if count:
-            self.works.append(Work(node, done, count))
+            self.works.append(Work(node, done, count, adapter))
             self._filled[node] = done + count
             self._left -= count
             self.rows += count

@@ -13,6 +13,7 @@ import torch
 
 from shoal.core.errors import ShoalError
 from shoal.core.protocols import TokenLogprob
+from shoal.engine.adapters import EngineAdapters
 from shoal.engine.attention import StepAttention, Work
 from shoal.engine.generation import Generation, HiddenStates
 from shoal.engine.pool import KVPool
@@ -40,8 +41,11 @@ class Counters:
 class Stepper:
     """Runs the scheduler's plans on a model."""
 
-    def __init__(self, model: Model, pool: KVPool, scheduler: Scheduler) -> None:
+    def __init__(
+        self, model: Model, pool: KVPool, scheduler: Scheduler, adapters: EngineAdapters
+    ) -> None:
         self.model = model
+        self.adapters = adapters
         self.pool = pool
         self.scheduler = scheduler
         self.counters = Counters()
@@ -67,7 +71,10 @@ class Stepper:
             ids += work.node.tokens[work.start : end]
             positions += range(work.node.position + work.start, work.node.position + end)
         attend = StepAttention(works, self.pool)
-        hidden_TD = self.model.decoder.forward(torch.tensor(ids), torch.tensor(positions), attend)
+        decoder = self.model.decoder
+        if any(work.adapter is not None for work in works):
+            decoder = self.adapters.through([(work.adapter, work.count) for work in works])
+        hidden_TD = decoder.forward(torch.tensor(ids), torch.tensor(positions), attend)
         self.counters.steps += 1
         self.counters.tokens_computed += attend.tokens_computed
 

@@ -226,6 +226,9 @@ class KVComm:
     # -- one call -------------------------------------------------------------------------
 
     async def _call(self, request: Request, on_delta: OnDelta | None) -> Completion:
+        if request.adapter is not None:  # anchors are the model's own
+            (answer,) = await self.engine.generate([request], on_delta)
+            return answer
         self._active += 1
         try:
             return await self._answer(request, self.template(request), on_delta)
