@@ -201,7 +201,7 @@ def test_limits_must_make_sense() -> None:
         Policy(wall_seconds=0)
     with pytest.raises(ConfigError, match="processes are -1"):
         Policy(processes=-1)
-    with pytest.raises(ConfigError, match="There is no tier 'bubblewarp'.*bubblewrap"):
+    with pytest.raises(ConfigError, match=r"There is no tier 'bubblewarp'.*bubblewrap"):
         Sandbox.open(Policy(tier="bubblewarp"))  # type: ignore[arg-type]
 
 

@@ -98,7 +98,7 @@ def answer(line, message, space):
     except BaseException as error:
         kind = type(error).__name__
         said = "".join(str(error).splitlines(keepends=True)[:20])[:2000]
-        try:
+        try:  # noqa: SIM105  (contextlib takes time to import)
             sys.stdout.flush()
         except Exception:
             pass
@@ -108,8 +108,8 @@ def answer(line, message, space):
 def main():
     line = Line()
     limit(json.loads(sys.argv[1]))
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     space = {"__name__": "__main__", "__builtins__": __builtins__}
     line.send(kind="ready", pid=os.getpid())
     while True:

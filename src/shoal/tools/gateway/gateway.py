@@ -106,6 +106,7 @@ class GatewaySession:
     found: dict[str, str] = field(default_factory=dict)
     _made: dict[str, _Made] = field(default_factory=dict)
     _id: str = field(default_factory=new_id)
+    _calls: int = 0
 
     def find(self, query: str, k: int = 5) -> list[ToolSpec]:
         """The nearest tools that this agent may call, best first; they may then be called.
@@ -155,7 +156,8 @@ class GatewaySession:
         nothing is sent. Without one every call is its own.
         """
         began = time.perf_counter()
-        key = key or f"{self._id}/{len(self._made)}"
+        self._calls += 1
+        key = key or f"{self._id}/{self._calls}"
         spec, fault = self._checked(name, arguments)
         if spec is None or fault is not None:
             return self._replied(Reply(name, fault=fault, key=key), began)
