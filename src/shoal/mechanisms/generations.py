@@ -8,6 +8,7 @@ read back (endpoints) generate once for each limit.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,12 +42,21 @@ class _Kept:
 class Generations:
     """Generations of one engine, remembered; ``longest`` is the largest limit in tokens.
 
-    ``path`` keeps them in a file too, a line each, where a later process finds them. ``asked`` and
-    ``made`` count what was wanted and what was generated, in answers.
+    ``path`` keeps them in a file too, a line each, where a later process finds them. An answer that
+    takes longer than ``seconds`` is none. ``asked`` and ``made`` count what was wanted and what was
+    generated, in answers.
     """
 
-    def __init__(self, engine: Engine, *, longest: int, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        longest: int,
+        path: Path | None = None,
+        seconds: float | None = None,
+    ) -> None:
         self.engine, self.longest, self.path = engine, longest, path
+        self._seconds = seconds
         self.asked = self.made = 0
         self._cuts = isinstance(engine, TokenCodec) and engine.info.kind == "local"
         self._known: dict[str, _Kept] = dict(_read(path)) if path else {}
@@ -66,14 +76,27 @@ class Generations:
                 new[key] = Request(prompt, sampling)
         self.asked += len(keys)
         self.made += len(new)
-        found = await self.engine.generate(list(new.values())) if new else []
+        found = await self._made(list(new.values())) if new else []
         for key, completion in zip(new, found, strict=True):
-            if completion.finish != "error":
+            if completion is not None and completion.finish != "error":
                 self._keep(key, completion)
         return [
             self._cut(self._known[key], sampling.max_tokens) if key in self._known else Spoken(None)
             for key, sampling in zip(keys, samplings, strict=True)
         ]
+
+    async def _made(self, requests: list[Request]) -> Sequence[Completion | None]:
+        """New answers; with a limit of seconds each waits for itself, and others are not lost."""
+        if self._seconds is None:
+            return await self.engine.generate(requests)
+
+        async def one(request: Request) -> Completion | None:
+            try:
+                return (await asyncio.wait_for(self.engine.generate([request]), self._seconds))[0]
+            except TimeoutError:
+                return None
+
+        return await asyncio.gather(*map(one, requests))
 
     def _cut(self, kept: _Kept, limit: int) -> Spoken:
         if kept.decoded <= limit:

@@ -110,6 +110,16 @@ async def test_what_was_generated_is_found_in_a_later_process(tmp_path: Path) ->
     assert later.made == 1
 
 
+async def test_an_answer_that_takes_too_long_is_none_and_others_are_not_lost() -> None:
+    def say(messages: object, seed: int) -> str:
+        return "one two three four" if seed else "yes"
+
+    known = Generations(ScriptedEngine(say, delay=0.05), longest=5, seconds=0.12)
+    prompt = (Segment("one"),)
+    slow, quick = await known.generate([prompt] * 2, [Sampling(seed=1), Sampling(seed=0)])
+    assert (slow.text, quick.text) == (None, "yes")
+
+
 async def test_an_answer_that_failed_is_none_and_is_tried_again() -> None:
     known = Generations(ScriptedEngine("yes", failures={0: "lost"}), longest=5)
     prompt = (Segment("one"),)
