@@ -7,18 +7,20 @@ type and says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from shoal.tools.text import brief, plain
 
 DEEPEST = 5
 MOST_NODES = 250
 CUT = "(not shown further)"
-ABOUT = 400
-"""Characters kept of an argument's documentation."""
+ABOUT = (400, 160)
+"""Characters kept of the documentation of an argument, and of what is inside an argument."""
 
 Resolve = Callable[[str], Mapping[str, Any]]
+K = TypeVar("K")
+V = TypeVar("V")
 
 _KEPT = [
     "type",
@@ -41,23 +43,36 @@ _MANY = ("oneOf", "anyOf", "allOf")
 _MOST_VALUES = 200
 
 
-def about(documentation: object) -> str:
+def about(documentation: object, depth: int = 0) -> str:
     """An argument's documentation as kept in a schema."""
-    return brief(plain(documentation), ABOUT)
+    return brief(plain(documentation), ABOUT[depth > 1])
 
 
 class Bounds:
-    """How much of one tool's schema is still to be written."""
+    """How many nodes of one tool's schema may still be written."""
 
     def __init__(self, nodes: int = MOST_NODES) -> None:
         self.left = nodes
 
     def spend(self, depth: int) -> bool:
-        """Whether one more node at this depth fits; if so it is counted."""
-        if depth > DEEPEST or self.left <= 0:
-            return False
+        """Count one more node; false where it is to be cut."""
+        whole = depth <= DEEPEST and self.left > 0
         self.left -= 1
-        return True
+        return whole
+
+    def shared(self, parts: Mapping[K, V]) -> Iterator[tuple[K, V, Bounds]]:
+        """Parts of a node, each with an equal part of what is left; none where nothing is.
+
+        What a part does not use goes to those after it, so that a large first argument does not
+        hide the others.
+        """
+        for number, (key, part) in enumerate(parts.items()):
+            if self.left <= 0:
+                return
+            own = Bounds(max(1, self.left // (len(parts) - number)))
+            given = own.left
+            yield key, part, own
+            self.left -= given - own.left
 
 
 def cut(kind: object = "object") -> dict[str, Any]:
@@ -80,27 +95,29 @@ def expanded(
         out["enum"] = out["enum"][:_MOST_VALUES]
     if not isinstance(out.get("required", []), list):  # discovery documents put a boolean there
         del out["required"]
-    if text := about(schema.get("description")):
+    if text := about(schema.get("description"), depth):
         out["description"] = text
 
-    def inner(one: Any) -> dict[str, Any]:
-        return expanded(one, resolve, bounds, depth + 1) if isinstance(one, Mapping) else {}
+    def inner(one: Any, own: Bounds) -> dict[str, Any]:
+        return expanded(one, resolve, own, depth + 1) if isinstance(one, Mapping) else {}
 
-    if isinstance(properties := schema.get("properties"), Mapping):
+    properties = schema.get("properties")
+    if isinstance(properties, Mapping):
         out.setdefault("type", "object")
-        shown = {str(key): inner(value) for key, value in properties.items() if bounds.left > 0}
-        out["properties"] = shown
-        if hidden := len(properties) - len(shown):
+        shared = bounds.shared(properties)
+        out["properties"] = {str(key): inner(value, own) for key, value, own in shared}
+        if hidden := len(properties) - len(out["properties"]):
             out["description"] = f"{out.get('description', '')} ({hidden} more keys)".strip()
     if isinstance(items := schema.get("items"), Mapping):
-        out["items"] = inner(items)
+        out["items"] = inner(items, bounds)
     if isinstance(extra := schema.get("additionalProperties"), Mapping):
-        out["additionalProperties"] = inner(extra)
-    elif extra is False:
-        out["additionalProperties"] = len(out.get("properties", {})) < len(properties or {})
+        out["additionalProperties"] = inner(extra, bounds)
+    elif extra is False and isinstance(properties, Mapping):
+        out["additionalProperties"] = len(out["properties"]) < len(properties)
     for key in _MANY:
         if isinstance(options := schema.get(key), list):
-            out[key] = [inner(one) for one in options[:_MOST_VALUES] if bounds.left > 0] or [{}]
+            shared = bounds.shared(dict(enumerate(options)))
+            out[key] = [inner(one, own) for _, one, own in shared] or [{}]
     return out
 
 

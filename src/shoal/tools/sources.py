@@ -33,7 +33,7 @@ from shoal.tools import catalogue
 from shoal.tools.catalogue import Catalogue, DamagedCatalogue
 from shoal.tools.importers import botocore, discovery, openapi
 
-REVISION = 1
+REVISION = 2
 """Counts up when an importer writes something else for the same document."""
 
 BOTOCORE = Packaged(

@@ -123,9 +123,8 @@ def _schema(shape: str, shapes: Mapping[str, Any], bounds: Bounds, depth: int) -
     if kind == "structure":
         members: Mapping[str, Any] = facts.get("members", {})
         shown = {
-            name: _member(member, shapes, bounds, depth + 1)
-            for name, member in members.items()
-            if bounds.left > 0
+            name: _member(member, shapes, own, depth + 1)
+            for name, member, own in bounds.shared(members)
         }
         out["properties"] = shown
         if required := [name for name in facts.get("required", ()) if name in members]:
@@ -146,6 +145,6 @@ def _member(
     name = member.get("shape", "")
     schema = _schema(name, shapes, bounds, depth)
     said = member.get("documentation") or shapes.get(name, {}).get("documentation")
-    if said and (text := about(said)):
+    if said and (text := about(said, depth)):
         schema["description"] = f"{text} {schema.get('description', '')}".strip()
     return schema
