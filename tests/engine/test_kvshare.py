@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -271,7 +272,7 @@ class Tilted(Decoder):
 async def test_a_model_whose_keys_do_more_than_rotate_stays_exact(model: Model) -> None:
     assert immovable(model.decoder) is None
     decoder = Tilted(model.decoder.config, model.decoder.weights)
-    tilted = Model(**{**{f: getattr(model, f) for f in model.__slots__}, "decoder": decoder})
+    tilted = replace(model, decoder=decoder)
     engine = LocalEngine(tilted, kv_bytes=16 << 20)
     kvshare = attach(engine)
     assert "more than a rotation" in (kvshare.disabled or "")

@@ -5,7 +5,8 @@ row sees the spans above it, the earlier tokens of its own node, and its own run
 seen by several rows are read once, with the queries stacked; short spans seen by one run only are
 gathered into one padded batch. The partial results of a row are merged by their log-sum-exp,
 which is exact (Milakov and Gimelshein, arXiv 1805.02867; cascade inference merges the same way);
-spans that no row shares with another span are merged at once, as one level.
+spans that no row shares with another span are merged at once, as one level. Where many rows see
+the same keys in bf16, :mod:`shoal.engine.wide` computes them.
 
 Shapes: T rows of the step, H query heads, K key-value heads, G = H / K, d head size,
 N slots, n layers, R rows of one part, W pieces of work, C their padded length, L padded span
@@ -14,11 +15,13 @@ length, S pieces of a span, r = R G.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
+from shoal.engine import wide
 from shoal.engine.pool import KVPool
 from shoal.engine.tree import Node
 from shoal.models.adapters.adapter import Adapter
@@ -71,11 +74,25 @@ class _Gathered:
     rows: Rows  # the rows behind ``kept``
 
 
-class StepAttention:
-    """The attention plan of one step; call it as the decoder's ``attend`` for every layer."""
+class Onlooker(Protocol):
+    """Looks at the attention of one row, layer by layer."""
 
-    def __init__(self, works: Sequence[Work], pool: KVPool) -> None:
+    def see(
+        self, layer: int, q_KGd: torch.Tensor, slab_N2Kd: torch.Tensor, lse_KG: torch.Tensor
+    ) -> None: ...
+
+
+class StepAttention:
+    """The attention plan of one step; call it as the decoder's ``attend`` for every layer.
+
+    ``onlookers`` look at the rows by whose number they go.
+    """
+
+    def __init__(
+        self, works: Sequence[Work], pool: KVPool, onlookers: Mapping[int, Onlooker] | None = None
+    ) -> None:
         self._pool = pool
+        self._onlookers = onlookers or {}
         self._dtype = pool.slab.dtype
         self.slots_T = torch.tensor(
             [
@@ -177,6 +194,9 @@ class StepAttention:
 
         for rows in self._causal:
             kv_2Krd = kv_T2Kd[rows].permute(1, 2, 0, 3)
+            if wide.is_wide(kv_2Krd.shape[2], self._dtype):
+                out_TKGd[rows], lse_TKG[rows] = wide.attend(q_TKGd[rows], *kv_2Krd, causal=True)
+                continue
             out, lse = _flash(
                 q_THd[rows].transpose(0, 1)[None], kv_2Krd[:1], kv_2Krd[1:], 0.0, True
             )
@@ -206,6 +226,8 @@ class StepAttention:
             torch.logaddexp(lse_RKG, seen_RKG, out=lse_RKG)
             if not isinstance(level.rows, slice):
                 out_TKGd[level.rows], lse_TKG[level.rows] = out_RKGd, lse_RKG
+        for row, onlooker in self._onlookers.items():
+            onlooker.see(layer, q_TKGd[row], slab_N2Kd, lse_TKG[row])
         return out_TKGd.view(T, H, d)
 
     def _span(self, rows: Sequence[int], start: int, length: int, pieces: int) -> _Span:
@@ -237,6 +259,8 @@ def _read_span(
     if R == S == 1:
         out_1KGd, lse_1KG = _flash(q_RKGd, k_SKLd, v_SKLd, 0.0, False)
         return out_1KGd, lse_1KG
+    if S == 1 and wide.is_wide(R, q_RKGd.dtype):
+        return wide.attend(q_RKGd, k_SKLd[0], v_SKLd[0])
     q_SKrd = q_RKGd.transpose(0, 1).reshape(1, K, R * G, d).expand(S, K, R * G, d)
     out_SKrd, lse_SKr = _flash(q_SKrd, k_SKLd, v_SKLd, 0.0, False)
     if S > 1:

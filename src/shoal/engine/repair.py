@@ -22,6 +22,7 @@ from typing import Literal
 
 import torch
 
+from shoal.engine.late_repair import Late
 from shoal.engine.pool import KVPool
 from shoal.engine.tree import Node
 from shoal.models.decoder import Decoder
@@ -39,6 +40,7 @@ class Repair:
     share        of the moved tokens, at most
     threshold    in mean scores: a token below it is left alone, so a good match costs nothing
     check_layer  the last layer computed for all tokens; deviations are taken there
+    late         how it goes on while the answer is written; None: it ends with the prompt
     """
 
     kind: Kind = "dhd"
@@ -46,6 +48,7 @@ class Repair:
     threshold: float = 0.0
     check_layer: int = 1
     seed: int = 0
+    late: Late | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -63,6 +66,7 @@ class Repaired:
     deviation_A   of values at the check layer (0 for new tokens)
     attention_A   mean attention of the new tokens at the check layer
     rows          rows that went through the first layer
+    check_layer   where deviation and attention were taken
     """
 
     states_AD: torch.Tensor
@@ -70,6 +74,7 @@ class Repaired:
     deviation_A: torch.Tensor
     attention_A: torch.Tensor
     rows: int
+    check_layer: int
 
 
 @dataclass(slots=True, eq=False)
@@ -158,7 +163,7 @@ def repair(
     states_AD = states_RD.new_full((len(own), states_RD.shape[1]), math.nan)
     states_AD[rows] = states_RD
     return Repaired(
-        states_AD, everything[chosen_A], attend.deviation_A, attend.attention_A, len(own)
+        states_AD, everything[chosen_A], attend.deviation_A, attend.attention_A, len(own), check
     )
 
 

@@ -35,6 +35,7 @@ class Meter:
     prefill_tokens   rows of prompts, computed for the first time
     repeated_tokens  rows computed again after a preemption, answers included
     decode_tokens    rows of answers under way
+    repair_tokens    rows of moved tokens that were computed again while an answer was written
     steps            how many steps had this many rows
     high_water       slots in use at most
     """
@@ -42,6 +43,7 @@ class Meter:
     prefill_tokens: int = 0
     repeated_tokens: int = 0
     decode_tokens: int = 0
+    repair_tokens: int = 0
     steps: Counter[int] = field(default_factory=Counter)
     high_water: int = 0
 
@@ -82,6 +84,10 @@ class Scheduler:
         for job in self.running:
             if isinstance(job, Generation) and job.decoding and job.end is not None:
                 self.meter.decode_tokens += plan.add(job.end, job.adapter)
+        for job in self.running:
+            if isinstance(job, Generation) and job.decoding and job.late is not None:
+                for node, place in job.late.rows():
+                    self.meter.repair_tokens += plan.again(node, place, job.adapter)
         for job in self.running:
             for node in job.unfinished():
                 count = plan.add(node, job.adapter)
@@ -307,6 +313,15 @@ class _Plan:
         self.rows = 0
         self._left = rows
         self._filled: dict[Node, int] = {}
+
+    def again(self, node: Node, place: int, adapter: Adapter | None) -> int:
+        """Plan one token that has been computed before; 0 where no row is left."""
+        if not self._left:
+            return 0
+        self.works.append(Work(node, place, 1, adapter))
+        self._left -= 1
+        self.rows += 1
+        return 1
 
     def add(self, node: Node, adapter: Adapter | None) -> int:
         """Plan what is left of a node, as far as rows are left; how many tokens that is.

@@ -16,6 +16,7 @@ from shoal.core.protocols import TokenLogprob
 from shoal.engine.adapters import EngineAdapters
 from shoal.engine.attention import StepAttention, Work
 from shoal.engine.generation import Generation, HiddenStates
+from shoal.engine.late_repair import LateRepair
 from shoal.engine.pool import KVPool
 from shoal.engine.repair import repair
 from shoal.engine.sampler import Row, choose
@@ -70,7 +71,8 @@ class Stepper:
             end = work.start + work.count
             ids += work.node.tokens[work.start : end]
             positions += range(work.node.position + work.start, work.node.position + end)
-        attend = StepAttention(works, self.pool)
+        late = self._late_repairs(works)
+        attend = StepAttention(works, self.pool, {row: stage for row, (_, stage) in late.items()})
         decoder = self.model.decoder
         if any(work.adapter is not None for work in works):
             decoder = self.adapters.through([(work.adapter, work.count) for work in works])
@@ -83,12 +85,37 @@ class Stepper:
             node = work.node
             states_TD = hidden_TD[row : row + work.count]
             row += work.count
+            if work.start < node.filled:
+                continue  # a moved token, computed again
             if node.keep_hidden:
                 before = [] if node.all_hidden is None else [node.all_hidden]
                 node.all_hidden = torch.cat([*before, states_TD])
             node.filled += work.count
             if node.complete:
                 node.last_hidden = states_TD[-1].clone()
+        if late:
+            computed = {(id(work.node), work.start) for work in works}
+            for job, stage in late.values():
+                count = sum((id(node), place) in computed for node, place in stage.rows())
+                stage.stepped(count)
+                job.repaired_late += count
+                if stage.ended:
+                    job.late = None
+
+    def _late_repairs(self, works: Sequence[Work]) -> dict[int, tuple[Generation, LateRepair]]:
+        """Answers whose moved tokens are still watched, by the row of their newest token."""
+        ends = {
+            id(job.end): (job, job.late)
+            for job in self.scheduler.running
+            if isinstance(job, Generation) and job.decoding and job.late is not None
+        }
+        found: dict[int, tuple[Generation, LateRepair]] = {}
+        row = 0
+        for work in works if ends else ():
+            if (watched := ends.get(id(work.node))) is not None:
+                found[row] = watched
+            row += work.count
+        return found
 
     def _repair(self, job: Generation) -> None:
         """Compute a request that was put together from elsewhere, once its beginning is there."""
@@ -108,6 +135,18 @@ class Stepper:
         self.counters.tokens_computed += done.rows
         job.charge(len(moved_A) - int(moved_A.sum()))
         job.repair_pending, job.repaired = False, done
+        job.late, job.repaired_late = None, 0
+        if job.repair.late is not None:
+            stage = LateRepair.of(
+                job.repair.late,
+                path,
+                job.beginning,
+                moved_A,
+                done,
+                self.model.config.layers,
+                job.repair.seed,
+            )
+            job.late = None if stage.ended else stage
 
     def _choose(self) -> None:
         ready: list[Generation] = []
