@@ -2,7 +2,8 @@
 
 A tool does one thing (a verb) and takes one to three parameters out of a few types. Names of tools
 and parameters are drawn anew for every request, so what a call must say stands in the prompt's
-schema and nowhere else. A fifth of the requests want what no tool offered does.
+schema and nowhere else; within a request a type has one name, as in the interface of one house. A
+fifth of the requests want what no tool offered does.
 
 Seeds from ``HELD_OUT`` on have tools that are never seen in training: verbs that are known, with
 parameters that none of them had there.
@@ -39,8 +40,8 @@ KINDS: Mapping[str, tuple[Any, ...]] = {
     "fast": (True, False),
 }
 """Types of parameters and their values."""
-MOST_OFFERED = 5
-"""Tools of a request: with more, names of parameters would run out."""
+MOST_OFFERED = 8
+"""Tools of a request; some verbs are left over for what none of them does."""
 _SYLLABLES = ("ba", "de", "ki", "mo")
 TOOL_NAMES = tuple(f"{first}{second}" for first in _SYLLABLES for second in _SYLLABLES)
 PARAMETER_NAMES = tuple(f"{name}n" for name in TOOL_NAMES)
@@ -120,10 +121,10 @@ class ToolWorld(CallTask):
             " ".join(
                 [
                     "tool",
-                    tool.name,
                     tool.description,
+                    tool.name,
                     *(
-                        f"{name} {schema['description']}"
+                        f"{schema['description']} {name}"
                         for name, schema in tool.parameters["properties"].items()
                     ),
                 ]
@@ -156,8 +157,9 @@ class ToolWorld(CallTask):
         verbs = [VERBS[at] for at in rng.choice(len(VERBS), self._offered + 1, replace=False)]
         *shown, missing = (_drawn(rng, kinds[verb]) for verb in verbs)
         names = [TOOL_NAMES[at] for at in rng.permutation(len(TOOL_NAMES))]
-        parameters = [PARAMETER_NAMES[at] for at in rng.permutation(len(PARAMETER_NAMES))]
-        tools = [_spec(kind, names.pop(), parameters) for kind in shown]
+        draws = rng.permutation(len(PARAMETER_NAMES))[: len(KINDS)]
+        called = {kind: PARAMETER_NAMES[at] for kind, at in zip(KINDS, draws, strict=True)}
+        tools = [_spec(kind, name, called) for kind, name in zip(shown, names, strict=False)]
         if rng.random() < self._irrelevant:
             request, truth = _said(missing, _values(missing, rng)), Wanted(f"request {seed}")
             return tuple(tools), f"ask {request}", truth
@@ -191,9 +193,9 @@ def _kinds(
     return train, held_out
 
 
-def _spec(kind: Kind, name: str, names: list[str]) -> ToolSpec:
-    """A tool under a name; its parameters get the next of these names, which are used up."""
-    properties = {names.pop(): _schema(type_) for type_ in kind.parameters}
+def _spec(kind: Kind, name: str, called: Mapping[str, str]) -> ToolSpec:
+    """A tool under a name, its parameters under those of their types."""
+    properties = {called[type_]: _schema(type_) for type_ in kind.parameters}
     return ToolSpec(
         name,
         kind.verb,

@@ -197,10 +197,10 @@ def _read_openai(text: str) -> Answer:
         found = []
         for one in strict_json(inner):
             function = one.get("function") if isinstance(one, dict) else None
-            arguments = function.get("arguments") if isinstance(function, dict) else None
-            if not isinstance(arguments, str):
+            if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
                 raise Unreadable("A call has no function with arguments as a text.")
-            found.append(call_of({**function, "arguments": strict_json(arguments)}, "arguments"))
+            arguments = strict_json(function["arguments"])
+            found.append(call_of({**function, "arguments": arguments}, "arguments"))
         return found
 
     return _gathered(("calls",), calls)

@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
-Scores = Sequence[Sequence[Fraction | float | None]]
-"""[G][P]: what a pair is worth; None where it cannot be one."""
+Scores = Sequence[Sequence[Fraction | None]]
+"""[G][P]: what a pair is worth, at least 0; None where it cannot be one."""
 Matcher = Callable[[Scores], list[int | None]]
 """For every wanted call the predicted one, or None."""
 
@@ -24,10 +24,14 @@ def greedy(scores: Scores) -> list[int | None]:
     used: set[int] = set()
     found: list[int | None] = []
     for row in scores:
-        free = [(value or 0, -place) for place, value in enumerate(row) if place not in used]
-        worth, place = max(free, default=(0, 0))
-        found.append(-place if worth > 0 else None)
-        used.update(() if worth <= 0 else (-place,))
+        best: int | None = None
+        worth = Fraction(0)
+        for place, value in enumerate(row):
+            if value is not None and value > worth and place not in used:
+                best, worth = place, value
+        found.append(best)
+        if best is not None:
+            used.add(best)
     return found
 
 
@@ -38,9 +42,9 @@ def optimal(scores: Scores) -> list[int | None]:
     """
     G = len(scores)
     P = len(scores[0]) if G else 0
-    never = 1.0 + sum(abs(value) for row in scores for value in row if value is not None)
+    never = 1.0 + sum(float(value) for row in scores for value in row if value is not None)
     costs = [
-        [never if value is None else -value for value in row]
+        [never if value is None else -float(value) for value in row]
         + [0.0 if place == own else never for own in range(G)]
         for place, row in enumerate(scores)
     ]
