@@ -1,7 +1,7 @@
 """Whether a policy learns to look right instead of being right: format up, correctness flat.
 
-A format is easy to earn. Where it rises and the share of right answers does not, the reward pays for
-the wrong thing, and a curve of rewards alone would look like success.
+A format is easy to earn. Where it rises and the share of right answers does not, the reward pays
+for the wrong thing, and a curve of rewards alone would look like success.
 """
 
 from __future__ import annotations
