@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -38,6 +38,9 @@ def serve(
     api_key_env: str = typer.Option(
         "", help="Environment variable with the one key that clients must send."
     ),
+    reuse: str = typer.Option(
+        "exact", help="approx: cache of equal text may be moved between a key's prompts."
+    ),
     batches: Path | None = typer.Option(
         None, help="Folder of files and batches; else one for the model in the cache folder."
     ),
@@ -55,7 +58,7 @@ def serve(
     from shoal.server.serve import serve as serve_on
     from shoal.server.service import ServerLimits
 
-    keyring = _keyring(keys, api_key_env)
+    keyring = _keyring(keys, api_key_env, reuse)
     with listen(host, port, keyring=keyring) as sock:
         if upstream:
             engine: Engine = _in_front_of(upstream, model_name, concurrency)
@@ -102,16 +105,21 @@ def _in_front_of(upstream: str, model_name: str, concurrency: int) -> Engine:
     )
 
 
-def _keyring(keys: Path | None, api_key_env: str) -> Keyring:
+def _keyring(keys: Path | None, api_key_env: str, reuse: str) -> Keyring:
     from shoal.server.tenants import Keyring
 
+    if reuse not in ("exact", "approx"):
+        raise ConfigError(f"There is no reuse {reuse!r}: choose exact or approx.")
+    allowed: Literal["exact", "approx"] = "approx" if reuse == "approx" else "exact"
+    if keys is not None and allowed == "approx":
+        raise ConfigError("With --keys the file says who may have cache moved (reuse).")
     if keys is not None and api_key_env:
         raise ConfigError("Give --keys or --api-key-env, not both: put the key into the file.")
     if keys is not None:
         return Keyring.read(keys)
     if not api_key_env:
-        return Keyring()
+        return Keyring(reuse=allowed)
     key = os.environ.get(api_key_env)
     if not key:
         raise ConfigError(f"The environment variable {api_key_env} is empty: put a key into it.")
-    return Keyring.single(key)
+    return Keyring.single(key, reuse=allowed)

@@ -81,10 +81,11 @@ class Request:
 
     ``tool_choice`` ("auto", "none", "required" or a tool's name) is for endpoints that call tools
     by themselves; elsewhere a grammar says which calls may be written. ``reuse`` "approx" allows
-    an engine to move cache of equal text here from other contexts, where it can. ``placeholders``
-    are named texts in the messages, in their order there, that fill other prompts in other
-    places: an engine with KVCOMM may move their cache, others compute them like any text.
-    ``adapter`` is the name of one the engine has; what was computed through it is its own.
+    an engine to move cache of equal text here from other contexts, where it can; "own" only what
+    was computed under the same salt. ``placeholders`` are named texts in the messages, in their
+    order there, that fill other prompts in other places: an engine with KVCOMM may move their
+    cache, others compute them like any text. ``adapter`` is the name of one the engine has; what
+    was computed through it is its own.
     """
 
     prompt: Prompt
@@ -96,7 +97,7 @@ class Request:
     placeholders: tuple[Segment, ...] = ()
     id: str = field(default_factory=new_id)
     tool_choice: str = "auto"
-    reuse: Literal["exact", "approx"] = "exact"
+    reuse: Literal["exact", "own", "approx"] = "exact"
 
 
 @dataclass(frozen=True, slots=True)

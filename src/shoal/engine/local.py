@@ -358,7 +358,7 @@ class LocalEngine:
             keep_states=composition.keep_states,
             adapter=None if resident is None else resident.adapter,
         )
-        if self.reuse is not None and request.reuse == "approx" and not (pieces or resident):
+        if self.reuse is not None and request.reuse != "exact" and not (pieces or resident):
             self.reuse.welcome(job)
         return job
 

@@ -10,7 +10,11 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(BaseModel):
+    """Of the prompt's tokens: found; moved here from other prompts; moved and computed again."""
+
     cached_tokens: int
+    approx_tokens: int = 0
+    repaired_tokens: int = 0
 
 
 class WireUsage(BaseModel):

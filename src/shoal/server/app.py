@@ -12,6 +12,7 @@ from shoal.core.protocols import Engine
 from shoal.server import batches, chats, embeddings, operations, responses, settlements, tokens
 from shoal.server.errors import install
 from shoal.server.limits import Authenticated, BodyLimit, Metered
+from shoal.server.reuse import share
 from shoal.server.service import ServerLimits, Service
 from shoal.server.tenants import Keyring
 
@@ -30,11 +31,12 @@ def create_app(
 
     With a ``keyring`` all but /health wants one of its keys. Caches are shared only among
     requests of the same tenant: the scope is decided here, and a body's ``cache_salt`` can only
-    narrow it.
+    narrow it. Where the keyring lets a tenant have cache moved, a local engine is made to; raises
+    :class:`ConfigError` for an engine that cannot.
     """
-    service = Service(
-        engine, model_name, keyring=keyring or Keyring(), limits=limits or ServerLimits()
-    )
+    keyring = keyring or Keyring()
+    share(engine, keyring)
+    service = Service(engine, model_name, keyring=keyring, limits=limits or ServerLimits())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from fastapi import Request as HTTPRequest
 
+from shoal.server.reuse import allowed
 from shoal.server.service import Service, tenant_of
 from shoal.server.shapes import ChatShape, TextShape
 from shoal.server.translate import chat_talk, talk_requests, text_requests
@@ -20,15 +21,18 @@ def router(service: Service) -> APIRouter:
     async def chat(body: ChatBody, http: HTTPRequest) -> Response:
         service.check_model(body.model)
         talk = chat_talk(body)
-        requests = talk_requests(body, talk, tenant_of(http).salt, service.engine.info)
+        tenant = tenant_of(http)
+        requests = talk_requests(body, talk, tenant.salt, service.engine.info)
         names = talk.use.names if talk.use else frozenset[str]()
         shape = ChatShape(name, body.n or 1, names, body.include_usage)
-        return await service.respond(http, requests, shape, stream=bool(body.stream))
+        reusing = allowed(requests, body, tenant)
+        return await service.respond(http, reusing, shape, stream=bool(body.stream))
 
     @routes.post("/v1/completions")
     async def completions(body: TextBody, http: HTTPRequest) -> Response:
         service.check_model(body.model)
-        requests = text_requests(body, tenant_of(http).salt)
+        tenant = tenant_of(http)
+        requests = allowed(text_requests(body, tenant.salt), body, tenant)
         shape = TextShape(name, body.n or 1, body.include_usage)
         return await service.respond(http, requests, shape, stream=bool(body.stream))
 

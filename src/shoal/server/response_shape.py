@@ -182,7 +182,11 @@ class ResponseShape:
                 "output": self._output,
                 "usage": ResponseUsage(
                     input_tokens=usage.prompt_tokens,
-                    input_tokens_details=CachedDetails(cached_tokens=usage.shared_tokens),
+                    input_tokens_details=CachedDetails(
+                        cached_tokens=usage.shared_tokens,
+                        approx_tokens=usage.approx_tokens,
+                        repaired_tokens=usage.repaired_tokens,
+                    ),
                     output_tokens=usage.decoded_tokens,
                     total_tokens=usage.asked_tokens,
                 ),

@@ -28,6 +28,7 @@ from shoal.server.responses_wire import (
     ResponseObject,
     TextFormat,
 )
+from shoal.server.reuse import allowed
 from shoal.server.service import Service, tenant_of
 from shoal.server.tool_calls import spec_of
 from shoal.server.translate import CHAT_TOKENS, Talk, ToolUse, grammar_of, talk_requests, tool_use
@@ -82,6 +83,7 @@ def router(service: Service) -> APIRouter:
 
         shape = ResponseShape(asked, talk.use.names if talk.use else frozenset(), keep)
         requests = talk_requests(body, talk, scope, service.engine.info)
+        requests = allowed(requests, body, tenant_of(http))
         return await service.respond(http, requests, shape, stream=bool(body.stream))
 
     @routes.get("/v1/responses/{response_id}", response_model=ResponseObject)

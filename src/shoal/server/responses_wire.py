@@ -171,6 +171,8 @@ Output = MadeMessage | MadeCallItem
 
 class CachedDetails(BaseModel):
     cached_tokens: int
+    approx_tokens: int = 0
+    repaired_tokens: int = 0
 
 
 class ReasoningDetails(BaseModel):

@@ -257,7 +257,9 @@ def usage_of(completions: Sequence[Completion], choices: int) -> WireUsage:
         completion_tokens=decoded,
         total_tokens=prompt + decoded,
         prompt_tokens_details=PromptDetails(
-            cached_tokens=sum(usage.shared_tokens for usage in prompts)
+            cached_tokens=sum(usage.shared_tokens for usage in prompts),
+            approx_tokens=sum(usage.approx_tokens for usage in prompts),
+            repaired_tokens=sum(usage.repaired_tokens for usage in prompts),
         ),
     )
 

@@ -10,10 +10,10 @@ import hmac
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,6 +26,7 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 Places = Annotated[int, Field(ge=1)]
+Reuse = Literal["exact", "approx"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,10 @@ class Tenant:
     max_running  requests answered at a time; None: as many as the server has places
     max_waiting  requests that may wait for a place
     metrics      whether /metrics, which names all tenants, may be read
+    reuse        "approx" lets cache of equal text be moved between its prompts
+    groups       whose declared texts it finds then, beside its own and public ones
+    quota_bytes  what it may keep to be moved; None: all there is room for
+    weight       its share of the engine where requests are ordered by what they find
     """
 
     name: str
@@ -43,6 +48,10 @@ class Tenant:
     max_running: int | None = None
     max_waiting: int | None = None
     metrics: bool = False
+    reuse: Reuse = "exact"
+    groups: frozenset[str] = frozenset()
+    quota_bytes: int | None = None
+    weight: float = 1.0
 
 
 class _Entry(BaseModel):
@@ -54,6 +63,24 @@ class _Entry(BaseModel):
     max_running: Places | None = None
     max_waiting: Annotated[int, Field(ge=0)] | None = None
     metrics: bool = False
+    reuse: Reuse = "exact"
+    groups: list[Annotated[str, Field(pattern=f"^{_NAME}$")]] = []
+    cache_quota_mib: Annotated[int, Field(ge=0)] | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+    def tenant(self, name: str, digests: list[bytes]) -> Tenant:
+        quota = self.cache_quota_mib
+        return Tenant(
+            name,
+            _salt(name, digests),
+            self.max_running,
+            self.max_waiting,
+            self.metrics,
+            self.reuse,
+            frozenset(self.groups),
+            None if quota is None else quota << 20,
+            self.weight,
+        )
 
 
 class _File(BaseModel):
@@ -70,16 +97,22 @@ class Keyring:
     Only SHA-256 digests of keys are kept, and every look-up compares with all of them.
     """
 
-    def __init__(self, tenants: Mapping[bytes, Tenant] | None = None) -> None:
-        """``tenants`` by the SHA-256 digest of their keys; None lets everybody in."""
+    def __init__(
+        self, tenants: Mapping[bytes, Tenant] | None = None, *, reuse: Reuse = "exact"
+    ) -> None:
+        """``tenants`` by the SHA-256 digest of their keys; None lets everybody in.
+
+        ``reuse`` is what everybody may who comes without a key that is known.
+        """
         self._tenants = None if tenants is None else dict(tenants)
+        self._reuse: Reuse = reuse
 
     @classmethod
-    def single(cls, key: str) -> Keyring:
+    def single(cls, key: str, *, reuse: Reuse = "exact") -> Keyring:
         """One key, whose holder may also read the metrics."""
-        return cls(
-            {_digest(key): Tenant("default", _salt("default", [_digest(key)]), metrics=True)}
-        )
+        digest = _digest(key)
+        salt = _salt("default", [digest])
+        return cls({digest: Tenant("default", salt, metrics=True, reuse=reuse)})
 
     @classmethod
     def read(cls, path: Path) -> Keyring:
@@ -104,9 +137,7 @@ class Keyring:
         tenants: dict[bytes, Tenant] = {}
         for name, entry in found.tenants.items():
             digests = [_digest(key) for key in entry.keys]
-            tenant = Tenant(
-                name, _salt(name, digests), entry.max_running, entry.max_waiting, entry.metrics
-            )
+            tenant = entry.tenant(name, digests)
             for digest in digests:
                 if digest in tenants:
                     other = tenants[digest].name
@@ -122,11 +153,20 @@ class Keyring:
         """Whether everybody is let in."""
         return self._tenants is None
 
+    @property
+    def moves(self) -> bool:
+        """Whether anybody may have cache moved."""
+        return self._reuse == "approx" or any(one.reuse == "approx" for one in self)
+
+    def __iter__(self) -> Iterator[Tenant]:
+        """All tenants that are known by name."""
+        return iter({tenant.name: tenant for tenant in (self._tenants or {}).values()}.values())
+
     def tenant(self, token: str) -> Tenant | None:
         """Whose key this is; None where it is nobody's. Takes as long for each answer."""
         if self._tenants is None:
             salt = hashlib.blake2b(token.encode(), digest_size=16).hexdigest() if token else ""
-            return Tenant(OPEN, salt, metrics=True)
+            return Tenant(OPEN, salt, metrics=True, reuse=self._reuse)
         given = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         found = None
         for digest, tenant in self._tenants.items():

@@ -181,6 +181,8 @@ class Sampled(Strict):
     guided_json: dict[str, Any] | Text | None = None
     guided_grammar: Text | None = None
     cache_salt: Text | None = None
+    cache_scope: Literal["private", "shared"] | None = None
+    reuse: Literal["off", "exact", "approx"] | None = None
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -5,7 +5,8 @@
 from what later papers say of it:
 - chunks of adaptive length, found by content (:mod:`shoal.engine.kvshare.chunks`);
 - longest exact prefix first, then chunks, rotated to their new place;
-- the tokens that deserve it are computed again in their new context (:mod:`shoal.engine.repair`);
+- the tokens that deserve it are computed again in their new context (:mod:`shoal.engine.repair`),
+  and where asked for, more of them while the answer is written (:mod:`shoal.engine.late_repair`);
 - requests in order of their hit rate (:mod:`shoal.engine.kvshare.order`).
 
 Departures: approximate cache crosses no border between tenants unless its owner declared the text,
@@ -13,8 +14,7 @@ and what is declared is computed anew behind a canonical beginning, never behind
 nobody's text leaks into it, and nobody can poison what others read. The semantic alignment of the
 paper's first version is not here: equal tokens alone lend their cache. The paper chooses tokens by
 attention times deviation of values (DHD); the default here is the deviation of values alone, which
-stayed nearer to dense in the claim, most of all where several texts were moved. The paper's repair
-during decoding is not here.
+stayed nearer to dense in the claim, most of all where several texts were moved.
 """
 
 from __future__ import annotations
@@ -197,6 +197,8 @@ class KVShare:
             return None
         if job not in self._plans:
             scopes = self.tenants.readable(job.request.salt)
+            if job.request.reuse == "own":
+                scopes = scopes[:1]
             self._plans[job] = _Plan(chunks(job.tokens, self._marks), scopes)
         return self._plans[job]
 
