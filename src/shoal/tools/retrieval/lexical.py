@@ -77,6 +77,9 @@ class Lexical:
             self._length_S[slot] = sum(counts.values())
             numbers += ids
             weights += counts.values()
+        self._norm_S = None
+        if not numbers:
+            return
         term_of = np.array(numbers, np.int32)
         sizes = [len(counts) for counts in documents]
         slot_of = np.repeat(np.array(slots, np.int32), sizes)
@@ -87,7 +90,6 @@ class Lexical:
         ends = [*starts[1:].tolist(), len(order)]
         for term, start, end in zip(changed.tolist(), starts.tolist(), ends, strict=True):
             self._append(term, slot_of[start:end], weight_of[start:end])
-        self._norm_S = None
 
     def remove(self, slot: int) -> None:
         """Take a document out; its slot is free afterwards."""

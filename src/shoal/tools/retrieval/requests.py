@@ -77,7 +77,9 @@ _POLITE = re.compile(
 )
 _PRONOUN = re.compile(r"\b(?:it|its|them|that one|this one|those|these|the same)\b", re.IGNORECASE)
 _LETTERS = re.compile(r"[A-Za-z]{5,20}")
-_ENDS = re.compile(r"(?<=[a-z0-9)\"'])[.!?;]+(?=\s|$)|\n+|(?:^|\s)(?:\d+[.)]|[-*•])\s+")
+_ENDS = re.compile(
+    r"(?:^|\s+)(?:\d+[.)]|[-*•])\s+|(?<=[a-z0-9)\"'])[.!?;]+(?=\s|$)|\n+", re.IGNORECASE
+)
 _LINKS = re.compile(
     r"\s*(?:,|;)?\s+"
     r"(?:and|then|also|plus|afterwards|finally|next|after that|followed by|as well as)"
