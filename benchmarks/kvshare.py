@@ -2,9 +2,10 @@
 
     shoal reproduce kvshare [--smoke]
 
-Which tokens are worth computing again (seven rules at equal budget, and how much is enough); a
-trace of moved documents of three tenants beside exact prefix caching; orders of requests; whether
-one tenant can tell what another has asked, or poison what all read.
+Which tokens are worth computing again (seven rules at equal budget, and how much is enough), with
+the prompt and while the answer is written; a trace of moved documents of three tenants beside exact
+prefix caching, in a hurry and without; orders of requests; whether one tenant can tell what another
+has asked, or poison what all read.
 "KVShare: An LLM Service System with Efficient and Effective Multi-Tenant KV Cache Reuse"
 (arXiv 2503.16525).
 """
@@ -12,10 +13,8 @@ one tenant can tell what another has asked, or poison what all read.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -23,9 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from moving.texts import QUESTIONS, SEGMENT, Case, Corpus, cases_of, note
+from moving.timed import Arrival, Clock, Served, Timed
+from moving.writing import second_stage
 from shoal.core.claims import Bench
-from shoal.core.claims.items import items
-from shoal.core.protocols import Completion, Request, Sampling
+from shoal.core.protocols import Request, Sampling
 from shoal.core.stats import Interval, difference_interval, holm, mean_interval
 from shoal.core.stats import paired_permutation_test as paired_test
 from shoal.engine.compute import compute
@@ -34,14 +35,11 @@ from shoal.engine.kvshare.order import HitRateOrder, PreparedOrder
 from shoal.engine.kvshare.sharing import REPAIR, KVShare
 from shoal.engine.kvshare.store import SegmentStore
 from shoal.engine.kvshare.tenants import PUBLIC, Access, Tenants
-from shoal.engine.local import LocalEngine
 from shoal.engine.policies import ArrivalOrder, Policy
 from shoal.engine.repair import KINDS, Kind, Repair
 from shoal.engine.segments import KVSegment
 from shoal.models.loading import Model, load
 
-SOURCES = Path(__file__).parents[1] / "examples" / "documents"
-SEGMENT = (200, 400)  # tokens of a moved text
 FORCED = 12  # tokens of the dense answer over which arms are compared
 BUDGET = 0.15
 SHARES = (0.0, 0.05, 0.15, 0.3, 0.6, 1.0)
@@ -57,28 +55,6 @@ NAMES = {
     "attention": "attention",
     "dhd": "attention × deviation (DHD)",
 }
-SYSTEMS = (
-    "You are a careful clerk who answers from the text you are given, in plain words.",
-    "You help pupils with their homework. Be brief and friendly, and never make things up.",
-    "You work for a newspaper and check what others have written before it is printed tonight.",
-)
-NOTES = (
-    "Ticket {n}.",
-    "This is request {n} of today. Please read the following carefully before you answer.",
-    "My name is {who}, I have {n} minutes until the meeting begins, and nobody has told me what it "
-    "is about. Somebody left this on my desk this morning, and I need to know what is in it.",
-    "Hello! {who} here again, about case {n}. I know you have seen some of this before. Please "
-    "look at it with fresh eyes, because the last answer was not what we had hoped for, and the "
-    "people upstairs want to have it on paper before they leave. Here it is in full.",
-)
-WHO = ("Ada", "Boris", "Chen", "Dora", "Emil", "Fatima", "Goran", "Hana")
-QUESTIONS = (
-    "What is the most important point of this text?",
-    "Who or what is this text about?",
-    "Name one thing that this text says must be done.",
-    "Give this text a title.",
-    "Which word of this text would a beginner not understand?",
-)
 EDITS = (
     "This paragraph was added later by somebody else.",
     "Not everybody agrees with what follows here.",
@@ -96,8 +72,10 @@ def run(bench: Bench) -> None:
         "each computed behind a beginning of its own and moved behind another, then asked about; "
         f"KL to the dense model and equal choices over {FORCED} forced tokens of the dense answer; "
         "the curve over every third prompt. The default rule was chosen before, on other texts "
-        f"and beginnings. Trace: 3 tenants, {requests} requests in all, each with one to three of "
-        "12 documents (Zipf) behind a note of its own, one document in five with a sentence put "
+        "and beginnings. While writing: the same prompts and 16 forced tokens, with moved tokens "
+        f"computed again beside them, all arms in the same steps. Trace: 3 tenants, {requests} "
+        "requests in all, each with one to three of 12 documents (Zipf) behind a note of its own, "
+        "one document in five with a sentence put "
         f"in, {answer} tokens out, Poisson arrivals at twice the rate at which exact prefix "
         "caching could answer one after the other. The clock of the trace is CPU seconds of one "
         "core, on which arrivals come too, so other load does not matter. All arms are this "
@@ -107,66 +85,18 @@ def run(bench: Bench) -> None:
     corpus = Corpus(model, bench)
     asyncio.run(fidelity(bench, model, corpus))
     asyncio.run(exactness(bench))
+    written = Timed(model, kv_bytes=1 << 30)
+    asyncio.run(second_stage(bench, written, cases_of(bench, corpus)))
+    asyncio.run(written.close())
     threads = compute.call(torch.get_num_threads)
     compute.call(lambda: torch.set_num_threads(1))
     try:
         trace(bench, model, corpus, requests, answer)
+        unhurried(bench, model, corpus, bench.pick(full=24, smoke=3))
         isolation(bench, model, corpus)
     finally:
         compute.call(lambda: torch.set_num_threads(threads))
     asyncio.run(poisoning(bench, model, corpus))
-
-
-# -- texts ----------------------------------------------------------------------------------
-
-
-class Corpus:
-    """Texts of 200 to 400 tokens, and prompts around them, as tokens."""
-
-    def __init__(self, model: Model, bench: Bench) -> None:
-        self.model, self.bench = model, bench
-        self.texts = self._documents()
-
-    def tokens(self, text: str, special: bool = True) -> tuple[int, ...]:
-        return tuple(self.model.tokenizer.encode(text, special=special))
-
-    def _documents(self) -> list[tuple[int, ...]]:
-        """Runs of whole paragraphs; the files in turn, so that neighbours differ."""
-        files: list[list[tuple[int, ...]]] = []
-        for path in sorted(SOURCES.glob("*/*.md")):
-            runs, held = [], []  # type: ignore[var-annotated]
-            for paragraph in path.read_text(encoding="utf-8").split("\n\n"):
-                part = self.tokens(paragraph.strip() + "\n\n", special=False)
-                if len(held) + len(part) > SEGMENT[1]:
-                    runs, held = ([*runs, tuple(held)] if len(held) >= SEGMENT[0] else runs), []
-                if len(part) <= SEGMENT[1]:
-                    held = [*held, *part]
-            files.append(runs)
-        deepest = max(map(len, files))
-        return [runs[i] for i in range(deepest) for runs in files if i < len(runs)]
-
-    def few_shot(self, index: int) -> tuple[int, ...]:
-        """Some GSM8K questions with their answers."""
-        block: tuple[int, ...] = ()
-        for item in items("gsm8k")[5 * index : 5 * index + 5]:
-            part = self.tokens(f"{item.question}\nAnswer: {item.answer}\n\n", special=False)
-            if len(block) + len(part) <= SEGMENT[1]:
-                block += part
-        return block
-
-    def before(self, tenant: int, note: str) -> tuple[int, ...]:
-        return self.tokens(
-            f"<|im_start|>system\n{SYSTEMS[tenant]}<|im_end|>\n<|im_start|>user\n{note}\n\n"
-        )
-
-    def after(self, question: str) -> tuple[int, ...]:
-        return self.tokens(f"{question}<|im_end|>\n<|im_start|>assistant\n")
-
-
-def note(draw: np.random.Generator) -> str:
-    """A beginning of 3 to 80 tokens that nobody else has."""
-    words = {"n": int(draw.integers(1000, 9999)), "who": WHO[draw.integers(len(WHO))]}
-    return NOTES[draw.integers(len(NOTES))].format(**words)
 
 
 # -- which tokens are worth computing again -------------------------------------------------
@@ -200,37 +130,6 @@ class Probe:
 
     def ending(self, job: Generation) -> None:
         """Everything was seen when the prompt was complete."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """Texts, each in the context it was computed in, and the one that they are moved to."""
-
-    before: tuple[int, ...]
-    texts: tuple[tuple[int, ...], ...]
-    behind: tuple[tuple[int, ...], ...]
-    after: tuple[int, ...]
-
-
-def cases_of(bench: Bench, corpus: Corpus) -> list[Case]:
-    """Twenty prompts with one text and fourteen with two; no text twice."""
-    documents = corpus.texts[:36]
-    blocks = [corpus.few_shot(index) for index in range(12)]
-    alone = [(text,) for text in (*documents[:12], *blocks[:8])]
-    rest = [*documents[12:], *blocks[8:]]
-    groups = [*alone, *zip(rest[::2], rest[1::2], strict=True)]
-    if bench.smoke:
-        groups = [groups[0], groups[12], groups[20], groups[-1]]
-    found = []
-    for index, texts in enumerate(groups):
-        draw = bench.generator("case", index)
-        here, *elsewhere = draw.permutation(len(SYSTEMS)).tolist()
-        behind = tuple(
-            corpus.before(one, note(draw)) for one, _ in zip(elsewhere, texts, strict=False)
-        )
-        question = QUESTIONS[draw.integers(len(QUESTIONS))]
-        found.append(Case(corpus.before(here, note(draw)), texts, behind, corpus.after(question)))
-    return found
 
 
 async def fidelity(bench: Bench, model: Model, corpus: Corpus) -> None:
@@ -367,86 +266,6 @@ async def exactness(bench: Bench) -> None:
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """A prompt that comes at a second of the trace's clock."""
-
-    at: float
-    tenant: int
-    tokens: tuple[int, ...]
-    answer: int
-
-
-@dataclass
-class Served:
-    """What became of it; seconds of the trace's clock."""
-
-    first: float = 0.0
-    last: float = 0.0
-    done: Completion | None = None
-
-
-class Clock:
-    """CPU seconds that the trace has taken."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Timed(LocalEngine):
-    """An engine that is turned by hand, on a clock of CPU seconds."""
-
-    clock: Clock
-
-    @property
-    def pool(self):  # type: ignore[no-untyped-def]
-        """Where its cache lies."""
-        return self._pool
-
-    def play(self, arrivals: Sequence[Arrival], reuse: bool) -> list[Served]:
-        """Serve prompts as they come; on the compute thread."""
-        clock, served = self.clock, [Served() for _ in arrivals]
-        jobs: dict[Generation, Served] = {}
-        coming = 0
-        while coming < len(arrivals) or self.scheduler.busy:
-            if not self.scheduler.busy:
-                clock.now = max(clock.now, arrivals[coming].at)
-            began = time.thread_time()
-            while coming < len(arrivals) and arrivals[coming].at <= clock.now:
-                job = self._job(arrivals[coming], served[coming])
-                if reuse and self.reuse is not None:
-                    self.reuse.welcome(job)
-                jobs[job] = served[coming]
-                self.scheduler.submit([job])
-                coming += 1
-            self._stepper.step()
-            clock.now += time.thread_time() - began
-            for job, one in list(jobs.items()):
-                if job.first_token is not None and not one.first:
-                    one.first = clock.now
-                if one.done is not None:
-                    one.last = clock.now
-                    del jobs[job]
-        return served
-
-    def _job(self, arrival: Arrival, served: Served) -> Generation:
-        sampling = Sampling(max_tokens=arrival.answer, ignore_eos=True)
-        return Generation(
-            request=Request((), sampling, salt=f"tenant {arrival.tenant}"),
-            prompt_tokens=len(arrival.tokens),
-            tokens=list(arrival.tokens),
-            max_new=arrival.answer,
-            stream=self.model.tokenizer.stream(),
-            eos_ids=self.model.tokenizer.eos_ids,
-            constraint=None,
-            on_text=lambda text, tokens: None,
-            on_done=lambda completion: setattr(served, "done", completion),
-        )
-
-
-@dataclass(frozen=True)
 class Arm:
     """How a trace is served."""
 
@@ -548,6 +367,29 @@ def trace(bench: Bench, model: Model, corpus: Corpus, count: int, answer: int) -
             axes.plot(seconds, np.linspace(0, 1, len(seconds)), label=name)
         axes.set(xscale="log", xlabel="seconds to the first token", ylabel="share of requests")
         axes.legend(fontsize=7)
+
+
+def unhurried(bench: Bench, model: Model, corpus: Corpus, count: int) -> None:
+    """The same kind of requests one at a time: what moving saves where nobody queues."""
+    alone = arrivals_of(bench, corpus, count, 1e6, 1)
+    first: dict[str, NDArray[np.float64]] = {}
+    for name in bench.track((BASE, OURS), "one at a time"):
+        engine, kvshare = opened(model, ARMS[name])
+        served = compute.call(
+            lambda e=engine, r=kvshare is not None: e.play(alone, r)  # type: ignore[misc]
+        )
+        first[name] = waits(alone, served)
+        bench.arm(
+            f"one at a time: {name}",
+            ttft_p50_s=float(np.quantile(first[name], 0.5)),
+            ttft_p95_s=float(np.quantile(first[name], 0.95)),
+        )
+        asyncio.run(engine.close())
+    bench.verdict(
+        "one at a time, without a queue: TTFT p50 of exact prefixes over that of KVShare",
+        quantile_ratio(first[BASE], first[OURS], 0.5, bench.seed),
+        at_least=2.0,
+    )
 
 
 def waits(arrivals: Sequence[Arrival], served: Sequence[Served]) -> NDArray[np.float64]:

@@ -1,0 +1,1 @@
+"""Parts of the claim of KVShare: texts, an engine turned by hand, and what it measures."""
