@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ import torch
 from shoal.core.claims import Bench, alternate
 from shoal.core.stats import Interval
 from shoal.models.decoder import DecoderConfig
-from shoal.training.forward import asked, distinct
+from shoal.training.forward import distinct
 from shoal.training.policies import Policy, adapted, hub_policy, word_policy
 from shoal.training.prefix_plan import Cost, subtrees
 from shoal.training.shared_prefix import SharedPrefix, plan
@@ -52,12 +53,12 @@ def run(bench: Bench) -> None:
     write = Writer(bench.seed_of("tokens"))
     arms = ["plain", "shared", *(["prefix_grouper"] if _has_peer() else [])]
     headline(bench, policy, write, arms)
-    declining(bench, write)
+    declining(bench, policy, write)
     if bench.smoke:
         return
     tree(bench, policy, write)
     unequal(bench, policy, write)
-    grid(bench, policy, write)
+    grid(bench, write)
     whole_model(bench, write)
     memory(bench, arms)
 
@@ -102,21 +103,21 @@ def exact(bench: Bench, policy: Policy, batch: Batch, arms: Sequence[str]) -> No
 
 
 def timed(
-    bench: Bench, policy: Policy, batch: Batch, arms: list[str], *, rounds: int
+    bench: Bench, policy: Policy, batch: Batch, arms: list[str], *, rounds: int, warmup: int = 0
 ) -> dict[str, Interval]:
     """CPU seconds of each arm; how many times those of the first arm they are fewer."""
     label = f"{batch.name} on {policy.name}"
-    done = iter(bench.track(range((rounds + 1) * len(arms)), label))
+    done = iter(bench.track(range((rounds + warmup) * len(arms)), label))
 
-    def followed(job: object) -> object:
+    def followed(job: Callable[[], object]) -> Callable[[], object]:
         def one() -> object:
             next(done, None)
-            return job()  # type: ignore[operator]
+            return job()
 
         return one
 
     jobs = {arm: followed(job) for arm, job in steps(policy, batch, arms).items()}
-    found = alternate(jobs, rounds=rounds)  # type: ignore[arg-type]
+    found = alternate(jobs, rounds=rounds, warmup=warmup)
     next(done, None)
     gains = {}
     for arm in arms:
@@ -136,7 +137,7 @@ def timed(
 def tokens(bench: Bench, config: DecoderConfig, batch: Batch) -> None:
     """Tokens of a batch, and what the plan makes of them."""
     inputs = _inputs(batch)
-    found = plan(inputs, Cost.of(config, backward=True))
+    found = plan(inputs, Cost.of(config, backward=True), predicted=batch.predicted)
     bench.arm(
         f"{batch.name}: tokens",
         of_all_rows=batch.tokens,
@@ -151,19 +152,21 @@ def _inputs(batch: Batch) -> list[tuple[int, ...]]:
     return list(dict.fromkeys((*prompt, *action[:-1]) for prompt, action in rows))
 
 
-def declining(bench: Bench, write: Writer) -> None:
+def declining(bench: Bench, policy: Policy, write: Writer) -> None:
     """Where sharing saves little or nothing, planning must not cost what it saves."""
-    policy = smollm(2)
+    policy = policy if bench.smoke else smollm(2)
     small = word_policy([f"w{n}" for n in range(60)], hidden=48, layers=2, heads=4, context=128)
     words = Writer(bench.seed_of("words"), 60)
     batches = [
-        (policy, write.group(16, bench.pick(full=8, smoke=4), 256), bench.pick(full=6, smoke=2)),
-        (small, words.groups(64, 40, 4, 3), bench.pick(full=20, smoke=5)),
-        (small, words.groups(256, 24, 1, 3), bench.pick(full=20, smoke=5)),
+        (policy, write.group(16, bench.pick(full=8, smoke=2), 256), bench.pick(full=4, smoke=2)),
+        (small, words.groups(64, 40, 4, 3), bench.pick(full=20, smoke=3)),
+        (small, words.groups(256, 24, 1, 3), bench.pick(full=20, smoke=3)),
     ]
     for model, batch, rounds in batches:
-        found = plan(_inputs(batch), Cost.of(model.config, backward=True))
-        gains = timed(bench, model, batch, ["plain", "shared"], rounds=rounds)
+        found = plan(
+            _inputs(batch), Cost.of(model.config, backward=True), predicted=batch.predicted
+        )
+        gains = timed(bench, model, batch, ["plain", "shared"], rounds=rounds, warmup=1)
         bench.arm(f"{batch.name}: declined", declined=float(bool(found.declined)))
         bench.verdict(
             f"{batch.name}: CPU time, plain over shared"
@@ -200,8 +203,16 @@ def unequal(bench: Bench, policy: Policy, write: Writer) -> None:
     bench.arm(f"{batch.name}: packed over shared", times=gains["shared"])
 
 
-def grid(bench: Bench, policy: Policy, write: Writer) -> None:
-    """Prompts, answers and their number, one round each."""
+def seconds(job: Callable[[], object]) -> float:
+    """CPU seconds of a call."""
+    began = time.process_time()
+    job()
+    return time.process_time() - began
+
+
+def grid(bench: Bench, write: Writer) -> None:
+    """Prompts, answers and their number on three layers, one round each."""
+    policy = smollm(3)
     shapes = [
         (prompt, answers, answer)
         for answer in (32, 128)
@@ -211,13 +222,15 @@ def grid(bench: Bench, policy: Policy, write: Writer) -> None:
     found: dict[tuple[int, int], list[tuple[int, float, float]]] = {}
     for prompt, answers, answer in bench.track(shapes, "grid"):
         batch = write.group(prompt, answers, answer)
-        seconds = alternate(steps(policy, batch, ["plain", "shared"]), rounds=2, warmup=0)
-        gain = float(seconds["plain"].cpu.min() / seconds["shared"].cpu.min())
+        plain, shared = (seconds(job) for job in steps(policy, batch, ["plain", "shared"]).values())
+        gain = plain / shared
         ratio = batch.tokens / plan(_inputs(batch), Cost.of(policy.config, backward=True)).tokens
         found.setdefault((answers, answer), []).append((prompt, gain, ratio))
         bench.arm(f"grid, {batch.name}", times_faster=gain, fewer_tokens=ratio)
     with bench.plot(
-        "grid", "CPU time of plain over shared; dashed: how many times fewer tokens", panels=2
+        "grid",
+        "CPU time of plain over shared, three layers; dashed: how many times fewer tokens",
+        panels=2,
     ) as panels:
         for panel, answer in zip(panels, (32, 128), strict=True):
             for answers in (4, 8, 16):
@@ -238,7 +251,7 @@ def whole_model(bench: Bench, write: Writer) -> None:
         torch.nn.init.normal_(tensor, std=0.02)
     batch = write.group(256, 8, 16)
     exact_of = Batch(f"{batch.name}, LoRA", batch.prompts, batch.actions)
-    exact(bench, policy, exact_of, ["shared"])
+    exact(bench, policy, exact_of, ["packed", "shared"])
     timed(bench, policy, exact_of, ["plain", "shared"], rounds=2)
 
 
@@ -249,6 +262,3 @@ def memory(bench: Bench, arms: Sequence[str]) -> None:
         found[arm] = peak(arm, LAYERS, 768, 8, 32, bench.seed_of("memory"))
         bench.arm(f"768+8x32, {arm}: memory", peak_mib=found[arm])
     bench.arm("768+8x32: memory", plain_over_shared=found["plain"] / found["shared"])
-
-
-__all__ = ["asked", "run"]

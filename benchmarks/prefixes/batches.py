@@ -24,6 +24,12 @@ class Batch:
         rows = zip(self.prompts, self.actions, strict=True)
         return sum(len(prompt) + len(action) - 1 for prompt, action in rows)
 
+    @property
+    def predicted(self) -> int:
+        """Positions that predict: those of all answers, what equal prompts end with once."""
+        rows = zip(self.prompts, self.actions, strict=True)
+        return len({(*seen, *said[:t]) for seen, said in rows for t in range(len(said))})
+
 
 class Writer:
     """Draws tokens that mean nothing, so that no two answers are alike by chance."""

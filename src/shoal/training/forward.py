@@ -108,7 +108,14 @@ def distinct(
     what = asked(policy, prompts, actions)
     if not len(what.target_A):
         return nothing(policy, entropy=entropy)
-    states_TD, row_A = _separate(policy, what)
+    return separate(policy, what, temperature=temperature, entropy=entropy)
+
+
+def separate(
+    policy: Policy, what: Asked, *, temperature: float = 1.0, entropy: bool = False
+) -> Logprobs:
+    """Every input in a row of its own; at least one token is asked for."""
+    states_TD, row_A = _padded_states(policy, what)
     return head(policy, states_TD, row_A, what.target_A, temperature=temperature, entropy=entropy)
 
 
@@ -152,7 +159,7 @@ def check_row(policy: Policy, row: int, prompt: Tokens, action: Tokens) -> None:
         )
 
 
-def _separate(policy: Policy, what: Asked) -> tuple[torch.Tensor, Ints]:
+def _padded_states(policy: Policy, what: Asked) -> tuple[torch.Tensor, Ints]:
     """Final states, padding and all, of inputs that each have a row, and the row of each token."""
     states, starts, done = [], np.empty(len(what.inputs), dtype=np.int64), 0
     for chunk in chunks([len(tokens) for tokens in what.inputs]):

@@ -27,7 +27,8 @@ class Cost:
     """Microseconds of a forward pass, and backward where there is one, on one core.
 
     token  everything but attention, of one token; pair  one token looking at another; span  one
-    look of many rows at a shared run; read  one row in such a look
+    look of many rows at a shared run; read  one row in such a look; predict  the head, for one
+    position; plan  laying out what is shared
 
     Measured once on a CPU at 70 GFLOP/s. Only ratios decide, and they must not be measured anew in
     each run: a run that is resumed would choose, and round, otherwise.
@@ -37,6 +38,8 @@ class Cost:
     pair: float
     span: float
     read: float
+    predict: float = 0.0
+    plan: float = 0.0
 
     @classmethod
     def of(cls, config: DecoderConfig, *, backward: bool) -> Cost:
@@ -50,6 +53,8 @@ class Cost:
             pair=layers * passes * 4 * wide / 40e3,
             span=layers * (130.0 if backward else 40.0),
             read=layers * passes * wide * 0.0008,
+            predict=passes * 2 * D * config.vocab / 70e3,
+            plan=600.0,
         )
 
 
@@ -96,10 +101,10 @@ class Forest:
         own_N, below_N = self.own_N - self.first_N, self.last_N - self.own_N
         shared_N = below_N > 0
         pairs = (own_N * own_N / 2 + own_N * below_N).sum()
-        spans = float(shared_N.sum()) + len(set(own_N.tolist())) / 4
+        spans = 1 + float(shared_N.sum())
         read = below_N[shared_N].sum()
         work = cost.token * len(self.ids_T) + cost.pair * pairs
-        return float(work + cost.span * spans + cost.read * read) * 1e-6
+        return float(work + cost.span * spans + cost.read * read + cost.plan) * 1e-6
 
 
 def forest(inputs: Inputs, tree: Prefixes, cost: Cost) -> Forest:

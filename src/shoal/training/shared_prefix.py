@@ -38,6 +38,7 @@ from shoal.training.forward import (
     distinct,
     head,
     nothing,
+    separate,
 )
 from shoal.training.policies import Policy
 from shoal.training.prefix_plan import FREE, Cost, Forest, common, cut, forest
@@ -45,7 +46,7 @@ from shoal.training.rows import Ints
 from shoal.training.tree_attention import tree_attention
 
 Share = Literal["auto", "always", "never"]
-GAIN = 1.05
+GAIN = 1.1
 """How many times faster sharing must promise to be."""
 CHECKED = 4
 """Rows of the check on first use."""
@@ -76,8 +77,13 @@ class Plan:
     gain: float
 
 
-def plan(inputs: Sequence[Tokens], cost: Cost, *, share: Share = "auto") -> Plan:
-    """Whether and how to share among distinct, non-empty inputs."""
+def plan(
+    inputs: Sequence[Tokens], cost: Cost, *, share: Share = "auto", predicted: int = 0
+) -> Plan:
+    """Whether and how to share among distinct, non-empty inputs; so many positions predict.
+
+    What these cost does not change, so it makes the gain smaller.
+    """
     tree = find_prefixes([np.asarray(tokens) for tokens in inputs])
     alone = tree.logical_tokens
 
@@ -86,13 +92,14 @@ def plan(inputs: Sequence[Tokens], cost: Cost, *, share: Share = "auto") -> Plan
 
     if tree.tokens == alone:
         return declined("nothing_shared", 1.0)
-    separate = _separate_seconds(tree.length_P.tolist(), cost)
+    same = cost.predict * predicted * 1e-6
+    separate = same + _separate_seconds(tree.length_P.tolist(), cost)
     if share == "auto":
-        best = _least_seconds(tree, cost)
+        best = same + _least_seconds(tree, cost)
         if separate < GAIN * best:
             return declined("too_little_shared", separate / best)
     parts = _parts(inputs, tree, cost if share == "auto" else FREE)
-    shared = sum(found.seconds(cost) for _, found in parts)
+    shared = same + sum(found.seconds(cost) for _, found in parts)
     gain = separate / shared
     tokens = sum(len(found.ids_T) for _, found in parts)
     if tokens == alone or (share == "auto" and gain < GAIN):
@@ -167,7 +174,7 @@ class SharedPrefix:
             found = self._trusting(policy, prompts, actions, what, found, told)
         if found.declined:
             told[f"shared_prefix.declined.{found.declined}"] = 1.0
-            plain = distinct(policy, prompts, actions, temperature=temperature, entropy=entropy)
+            plain = separate(policy, what, temperature=temperature, entropy=entropy)
             return replace(plain, told=told)
         told["shared_prefix.tokens_saved"] = float(found.alone - found.tokens)
         shared = run(policy, what, found, temperature=temperature, entropy=entropy)
@@ -179,7 +186,8 @@ class SharedPrefix:
             tokens = sum(map(len, what.inputs))
             return Plan((), why, tokens, tokens, 1.0)
         cost = Cost.of(policy.config, backward=torch.is_grad_enabled())
-        return plan(what.inputs, cost, share=self._share)
+        predicted = len(np.unique(what.input_A * policy.config.context + what.position_A))
+        return plan(what.inputs, cost, share=self._share, predicted=predicted)
 
     def _trusting(
         self,
