@@ -208,6 +208,21 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
     assert (second.done, second.env_steps) == (through.done, through.env_steps)
 
 
+def test_a_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
+    first = walking(small())
+    run(first, 2)
+    path = save(first, tmp_path) / "weights.safetensors"
+    policy = {**SMALL["policy"], "weights": str(path)}
+    second = walking(small(seed=5, policy=policy))
+    assert second.policy.version == 0
+    for ours, theirs in zip(weights(second).values(), weights(first).values(), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(InputError, match="are of another policy"):
+        walking(small(policy={**policy, "hidden": 32}))
+    with pytest.raises(InputError, match="cannot be read"):
+        walking(small(policy={**policy, "weights": str(tmp_path / "none")}))
+
+
 def test_old_checkpoints_make_room(tmp_path: Path) -> None:
     trainer = walking(small())
     for _ in range(4):

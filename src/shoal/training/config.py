@@ -66,10 +66,12 @@ class PolicyPart(_Part):
     """``model`` "words" is a transformer from scratch; anything else is loaded by name.
 
     With an ``adapter`` ("lora" or "mos") the model's weights stay and the adapter learns;
-    ``adapter_options`` are its kind's, such as rank, alpha and targets.
+    ``adapter_options`` are its kind's, such as rank, alpha and targets. ``weights`` names a file of
+    what is trained, such as a checkpoint's ``weights.safetensors``, to begin with.
     """
 
     model: str = "words"
+    weights: str | None = None
     adapter: str | None = None
     adapter_options: dict[str, Any] = {}
     hidden: int = Field(default=64, ge=8)

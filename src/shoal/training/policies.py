@@ -12,13 +12,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from shoal.core.errors import ConfigError
+from shoal.core.errors import ConfigError, InputError
 from shoal.core.records import Message
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.adapters.files import card_of
@@ -228,6 +231,24 @@ def set_weights(policy: Policy, weights: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in policy.trained.items():
             tensor.copy_(weights[name])
+
+
+def read_weights(policy: Policy, path: Path) -> None:
+    """Weights out of a file, such as a checkpoint's, in place.
+
+    Raises :class:`InputError` for a file that cannot be read, and for weights of another policy.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"The weights {path} cannot be read: {error}.") from error
+    shapes = {name: tensor.shape for name, tensor in policy.trained.items()}
+    if {name: tensor.shape for name, tensor in found.items()} != shapes:
+        raise InputError(
+            f"The weights {path} are of another policy than {policy.name} as the run file "
+            "describes it: give the file's policy the same sizes and vocabulary."
+        )
+    set_weights(policy, found)
 
 
 def fingerprint(policy: Policy) -> str:

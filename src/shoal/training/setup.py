@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from shoal.core.errors import ConfigError
 from shoal.core.rng import seed_of
@@ -15,7 +16,7 @@ from shoal.training.estimators import estimator
 from shoal.training.forward import Forward
 from shoal.training.loop import Trainer
 from shoal.training.optimiser import Optimiser, OptimiserOptions
-from shoal.training.policies import Policy, adapted, hub_policy, word_policy
+from shoal.training.policies import Policy, adapted, hub_policy, read_weights, word_policy
 from shoal.training.ranks import Ranks
 from shoal.training.rewards import variant
 from shoal.training.rollout import GroupRunner, Reward
@@ -86,13 +87,18 @@ def build(
 
 
 def open_policy(config: RunConfig, env: Environment) -> Policy:
-    """The policy a run file names; "words" is made for the environment's own vocabulary."""
+    """The policy a run file names; "words" is made for the environment's own vocabulary.
+
+    Raises :class:`InputError` where the weights to begin with are missing or of another policy.
+    """
     part = config.policy
     policy = _open_base(config, env)
-    if part.adapter is None:
-        return policy
-    options = {"seed": seed_of(config.seed, "adapter"), **part.adapter_options}
-    return adapted(policy, part.adapter, options)
+    if part.adapter is not None:
+        options = {"seed": seed_of(config.seed, "adapter"), **part.adapter_options}
+        policy = adapted(policy, part.adapter, options)
+    if part.weights is not None:
+        read_weights(policy, Path(part.weights))
+    return policy
 
 
 def _open_base(config: RunConfig, env: Environment) -> Policy:
