@@ -149,6 +149,10 @@ class TreeMachine(RuleBasedStateMachine):
         unpinned = sum(node.capacity for node in self.tree.nodes() if not node.pins)
         assert self.tree.evictable == unpinned
 
+    @invariant()
+    def findable_nodes_are_counted(self) -> None:
+        assert self.tree._findable == len(list(self.tree.nodes()))
+
     def teardown(self) -> None:
         for _, node in self.held:
             self.tree.unpin(node)
@@ -169,3 +173,18 @@ def test_salts_that_nothing_is_kept_under_are_forgotten() -> None:
         assert end is not None
         tree.unpin(end)
     assert len(tree._roots) <= 2048 and tree.match([1, 2, 3], "kept") == 3
+
+
+def test_short_nodes_do_not_outgrow_what_they_keep() -> None:
+    tree = PrefixTree(ExtentAllocator(16_384))  # 2,048 nodes, of eight slots on average
+    kept = tree.insert([1, 2, 3], "")
+    assert kept is not None
+    fill(kept)
+    for number in range(6000):
+        end = tree.insert([7, number], "")
+        assert end is not None
+        fill(end)
+        tree.unpin(end)
+    assert 1024 < len(list(tree.nodes())) <= 2048 + 3
+    assert tree.match([7, 5999], "") == 2 and tree.match([7, 0], "") == 1
+    assert tree.match([1, 2, 3], "") == 3  # pinned nodes stay

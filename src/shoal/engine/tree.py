@@ -19,6 +19,8 @@ from shoal.engine.pool import Extent, ExtentAllocator
 _clock = itertools.count(1)
 
 _SALTS = 1024  # roots beyond which empty ones are looked for
+_SLOTS_A_NODE = 8  # on average: a node takes a few KB beside its slots
+_FEWEST = 1024  # nodes that are always allowed
 
 
 class Node:
@@ -89,6 +91,8 @@ class PrefixTree:
         self._pinned = 0
         self._roots: dict[str, Node] = {}
         self._sweep_at = _SALTS
+        self._findable = 0
+        self._most = max(_FEWEST, slots.capacity // _SLOTS_A_NODE)
 
     def _root(self, salt: str) -> Node:
         root = self._roots.get(salt)
@@ -126,8 +130,10 @@ class PrefixTree:
         """The node at whose end these tokens end, pinned from the root; None: no memory.
 
         What is not in the tree yet is added unfilled. Evicts unpinned leaves where slots are
-        short.
+        short, or where many short nodes would take more memory than what they keep.
         """
+        if self._findable > self._most:
+            self._evict(0, self._findable - self._most * 7 // 8)
         node, done, inside = self._descend(tokens, salt)
         if node.capacity and inside < len(node.tokens):
             node = self._split(node, inside)
@@ -177,6 +183,7 @@ class PrefixTree:
             assert parent is not None and tokens[0] not in parent.children
             parent.children[tokens[0]] = node
             node.attached = True
+            self._findable += 1
         return node
 
     def _take(self, length: int) -> list[Extent] | None:
@@ -189,6 +196,7 @@ class PrefixTree:
         assert node.attached and node.parent is not None
         upper = Node(node.tokens[:at], Extent(node.start, at), node.parent)
         upper.attached = True
+        self._findable += 1
         upper.filled = min(node.filled, at)
         upper.pins = node.pins
         upper.used_at = node.used_at
@@ -242,6 +250,7 @@ class PrefixTree:
     def _free(self, node: Node) -> None:
         if node.attached and node.parent is not None:
             del node.parent.children[node.tokens[0]]
+        self._findable -= node.attached
         node.attached = False
         if node.capacity:
             self._slots.give(node.extent)
@@ -263,6 +272,7 @@ class PrefixTree:
         self._cut(node)
         parent.children[node.tokens[0]] = node
         node.attached = True
+        self._findable += 1
 
     def _cut(self, node: Node) -> None:
         """Return the slots that a node has not filled."""
@@ -273,19 +283,20 @@ class PrefixTree:
         node.tokens = node.tokens[: node.filled]
         node.capacity = node.filled
 
-    def _evict(self, wanted: int) -> None:
-        """Free least recently used unpinned leaves until ``wanted`` slots came free."""
+    def _evict(self, wanted: int, nodes: int = 0) -> None:
+        """Free least recently used unpinned leaves: so many slots, and so many nodes."""
         leaves = [
             (node.used_at, id(node), node)
             for node in self.nodes()
             if not node.pins and not node.children
         ]
         heapq.heapify(leaves)
-        freed = 0
-        while leaves and freed < wanted:
+        freed = gone = 0
+        while leaves and (freed < wanted or gone < nodes):
             _, _, node = heapq.heappop(leaves)
             parent = node.parent
             freed += node.capacity
+            gone += 1
             self._free(node)
             if parent is not None and parent.capacity and not (parent.pins or parent.children):
                 heapq.heappush(leaves, (parent.used_at, id(parent), parent))
