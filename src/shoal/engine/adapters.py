@@ -9,7 +9,7 @@ that a client cannot guess it and a replaced adapter does not find its predecess
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class EngineAdapters:
         self._host = DecoderHost(decoder)
         self._known: dict[str, Resident] = {}
         self._last: frozenset[Adapter] = frozenset()
-        self.bank = Bank(decoder.dtype, limit_bytes)
+        self.bank = Bank(self._host, limit_bytes)
         self.switches = 0
 
     @property
@@ -96,14 +96,23 @@ class EngineAdapters:
             raise self._unknown(name)
         return self._known[name]
 
-    def through(self, runs: Sequence[tuple[Adapter | None, int]]) -> Decoder:
-        """The decoder for a step with these rows; on the compute thread."""
-        used = frozenset(adapter for adapter, _ in runs if adapter is not None)
+    def take(self, adapters: Iterable[Adapter | None]) -> None:
+        """Have what a step needs assembled; on the compute thread."""
+        asked = [adapter for adapter in adapters if adapter is not None]
+        used = frozenset(asked)
         self.switches += used != self._last
         self._last = used
-        if not used:
+        if used:
+            self.bank.take(asked)
+
+    def order(self, adapter: Adapter | None) -> int:
+        """Where rows of a step had best stand: those without an adapter first."""
+        return -1 if adapter is None else self.bank.order(adapter)
+
+    def through(self, runs: Sequence[tuple[Adapter | None, int]]) -> Decoder:
+        """The decoder for a step with these rows, whose adapters were taken."""
+        if all(adapter is None for adapter, _ in runs):
             return self._decoder
-        self.bank.take(sorted(used, key=id))
         return self._decoder.adapted(Mixed(self._host, runs, self.bank))
 
     def _unknown(self, name: str) -> EngineError:

@@ -55,7 +55,9 @@ class Stepper:
     @torch.inference_mode()
     def step(self) -> None:
         """Compute one batch of tokens and finish what it finishes."""
-        works = sorted(self.scheduler.plan(), key=_place)  # readers of one span side by side
+        works = self.scheduler.plan()
+        self.adapters.take(work.adapter for work in works)
+        works.sort(key=self._place)  # readers of one span side by side
         if works:
             self._forward(works)
         for job in self.scheduler.running:
@@ -73,9 +75,7 @@ class Stepper:
             positions += range(work.node.position + work.start, work.node.position + end)
         late = self._late_repairs(works)
         attend = StepAttention(works, self.pool, {row: stage for row, (_, stage) in late.items()})
-        decoder = self.model.decoder
-        if any(work.adapter is not None for work in works):
-            decoder = self.adapters.through([(work.adapter, work.count) for work in works])
+        decoder = self.adapters.through([(work.adapter, work.count) for work in works])
         hidden_TD = decoder.forward(torch.tensor(ids), torch.tensor(positions), attend)
         self.counters.steps += 1
         self.counters.tokens_computed += attend.tokens_computed
@@ -116,6 +116,11 @@ class Stepper:
                 found[row] = watched
             row += work.count
         return found
+
+    def _place(self, work: Work) -> tuple[int, ...]:
+        """Where a work stands: by adapter, and in the tree depth first."""
+        spans = (node.start for node in work.node.path())
+        return (self.adapters.order(work.adapter), *spans, work.start)
 
     def _repair(self, job: Generation) -> None:
         """Compute a request that was put together from elsewhere, once its beginning is there."""
@@ -210,8 +215,3 @@ class Stepper:
             self._end(job)
         else:
             self.scheduler.finish(job)
-
-
-def _place(work: Work) -> tuple[int, ...]:
-    """Where a work stands in the tree: depth first."""
-    return (*(node.start for node in work.node.path()), work.start)

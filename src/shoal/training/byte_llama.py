@@ -56,6 +56,11 @@ class ByteLlama:
 
 def next_token_loss(decoder: Decoder, ids_BS: torch.Tensor) -> torch.Tensor:
     """Mean negative log-likelihood in nats a token, of all tokens but the first of each row."""
+    return row_losses(decoder, ids_BS).mean()
+
+
+def row_losses(decoder: Decoder, ids_BS: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood of each row [B], in nats a token."""
     B, S = ids_BS.shape
     positions = torch.arange(S - 1).repeat(B)
 
@@ -70,7 +75,8 @@ def next_token_loss(decoder: Decoder, ids_BS: torch.Tensor) -> torch.Tensor:
         return out.transpose(1, 2).reshape(q_THd.shape)
 
     hidden = decoder.forward(ids_BS[:, :-1].reshape(-1), positions, attend)
-    return F.cross_entropy(decoder.logits(hidden), ids_BS[:, 1:].reshape(-1))
+    loss_T = F.cross_entropy(decoder.logits(hidden), ids_BS[:, 1:].reshape(-1), reduction="none")
+    return loss_T.view(B, S - 1).mean(1)
 
 
 def rows(text: torch.Tensor, *, batch: int, length: int, seed: int) -> torch.Tensor:

@@ -13,11 +13,13 @@ from test_lora import decoder, stirred
 from shoal.core.errors import ModelError
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.adapters.bank import Bank
+from shoal.models.adapters.hosts import DecoderHost
 from shoal.models.adapters.mixed import Fresh, Run, grouped, mixed
 from shoal.models.adapters.registry import new
 from shoal.models.decoder import Decoder
 
 MODEL = decoder()
+HOST = DecoderHost(MODEL)
 
 
 def made(kind: str, seed: int, **options: object) -> Adapter:
@@ -61,7 +63,7 @@ def test_a_mixed_batch_equals_its_rows_alone(runs: list[Run], kept: bool) -> Non
     ids = [7 * t % 31 for t in range(sum(count for _, count in runs))]
     stacks = Fresh()
     if kept:
-        stacks = Bank(torch.float32)  # type: ignore[assignment]
+        stacks = Bank(HOST)  # type: ignore[assignment]
         stacks.take([one for one, _ in runs if one is not None])  # type: ignore[attr-defined]
     torch.testing.assert_close(
         states(mixed(MODEL, runs, stacks), ids), one_by_one(runs, ids), atol=1e-5, rtol=1e-5
@@ -77,11 +79,11 @@ def test_every_row_of_an_adapter_is_added_to_once(runs: list[Run]) -> None:
         if adapter is not None:
             own.setdefault(adapter, []).extend(range(first, first + count))
         first += count
-    for group in grouped(runs):
-        rows = list(range(first)) if group.into is None else group.into.tolist()
+    for group in grouped(runs, Fresh()):
+        rows = torch.arange(first)[group.into].tolist()
         expected = [row for adapter in group.adapters for row in own.pop(adapter)]
         assert rows == expected
-        padded = first if group.rows is None else len(group.rows)
+        padded = len(torch.arange(first)[group.rows])
         assert padded < 2 * len(rows)
     assert not own
 
@@ -112,7 +114,7 @@ def test_an_adapter_of_another_base_is_refused() -> None:
 
 def test_the_bank_keeps_the_youngest_within_its_bytes() -> None:
     same = [made("mos", seed, e=1, r=2, p=0, l=1) for seed in range(6)]
-    bank = Bank(torch.float32, limit_bytes=3 * same[0].assembled_bytes)
+    bank = Bank(HOST, limit_bytes=3 * same[0].assembled_bytes)
     for adapter in same[:4]:
         bank.take([adapter])
     assert bank.nbytes == bank.limit_bytes
@@ -125,17 +127,24 @@ def test_the_bank_keeps_the_youngest_within_its_bytes() -> None:
     bank.take(same)  # a batch gets what it needs
     assert bank.nbytes >= 6 * same[0].assembled_bytes
     for adapter in same:
-        A, B = bank.stack([adapter], "layers.1.q")
-        torch.testing.assert_close(B[0].T @ A[0], adapter.delta("layers.1.q"))
+        A, Bs = bank.stack([adapter], ("layers.1.q", "layers.1.k", "layers.1.v"))
+        first = 0
+        for site, B in zip("qkv", Bs, strict=True):
+            rank = B.shape[1]
+            found = B[0].T @ A[0, first : first + rank]
+            torch.testing.assert_close(found, adapter.delta(f"layers.1.{site}").detach())
+            first += rank
 
 
 def test_what_was_trained_is_assembled_anew() -> None:
     adapter = made("mos", 3, e=2, r=4, p=1, l=4)
-    bank = Bank(torch.float32)
+    bank = Bank(HOST)
     bank.take([adapter])
-    before = bank.stack([adapter], "layers.0.up").A_GrI.clone()
+    before = bank.stack([adapter], ("layers.0.gate", "layers.0.up")).A_GRI.clone()
     with torch.no_grad():
         adapter.tensors["up.A"].add_(1)
+        adapter.tensors["gate.A"].add_(1)
     bank.take([adapter])
     assert bank.counters.assembled == 2
-    torch.testing.assert_close(bank.stack([adapter], "layers.0.up").A_GrI, before + 1)
+    after = bank.stack([adapter], ("layers.0.gate", "layers.0.up")).A_GRI
+    torch.testing.assert_close(after, before + 1)

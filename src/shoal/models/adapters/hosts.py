@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -84,6 +84,16 @@ class DecoderHost:
     def within(self, layer: int, matrix: str) -> Sequence[tuple[str, int, int]]:
         """The sites in a matrix, with the first row and that behind the last."""
         return self._within.get((layer, matrix), ())
+
+    def inside(self, names: Container[str], layer: int, matrix: str) -> list[tuple[str, int, int]]:
+        """Those sites in a matrix that are among these."""
+        return [one for one in self.within(layer, matrix) if one[0] in names]
+
+    def matrices(self, names: Iterable[str]) -> list[tuple[str, ...]]:
+        """Sites by the matrix they are in, in the order of :meth:`within`."""
+        wanted = set(names)
+        found = [self.inside(wanted, *key) for key in self._within]
+        return [tuple(name for name, *_ in sites) for sites in found if sites]
 
     def weight(self, site: str) -> torch.Tensor:
         layer, matrix, first, last = self._rows[site]

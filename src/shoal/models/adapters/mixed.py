@@ -25,26 +25,35 @@ Run = tuple[Adapter | None, int]
 
 
 class Stacked(NamedTuple):
-    """Factors of several adapters at one site; the scale is in B."""
+    """Factors of several adapters at the sites of one matrix, which have the same inputs.
 
-    A_GrI: torch.Tensor
-    B_GrO: torch.Tensor
+    A_GRI    R is the sum of the sites' ranks
+    B_GrO    of each site, with the scale in it
+    """
+
+    A_GRI: torch.Tensor
+    B_GrO: tuple[torch.Tensor, ...]
 
 
 class Stacks(Protocol):
-    """Gives factors of adapters of one signature."""
+    """Gives factors of adapters of one signature, soonest in the order it likes best."""
 
-    def stack(self, adapters: Sequence[Adapter], site: str) -> Stacked: ...
+    def order(self, adapter: Adapter) -> int: ...
+
+    def stack(self, adapters: Sequence[Adapter], sites: Sequence[str]) -> Stacked: ...
 
 
 class Fresh:
     """Factors assembled at every use, with gradients."""
 
-    def stack(self, adapters: Sequence[Adapter], site: str) -> Stacked:
-        found = [adapter.materialise(site) for adapter in adapters]
+    def order(self, adapter: Adapter) -> int:
+        return 0
+
+    def stack(self, adapters: Sequence[Adapter], sites: Sequence[str]) -> Stacked:
+        found = [[adapter.materialise(site) for adapter in adapters] for site in sites]
         return Stacked(
-            torch.stack([one.A_RI for one in found]),
-            torch.stack([one.B_OR.T * one.scale for one in found]),
+            torch.cat([torch.stack([one.A_RI for one in site]) for site in found], 1),
+            tuple(torch.stack([one.B_OR.T * one.scale for one in site]) for site in found),
         )
 
 
@@ -52,18 +61,18 @@ class Fresh:
 class Group:
     """Adapters that are computed together.
 
-    rows    [G·M] rows of the batch, None where they are all rows in order; short ones are padded
-    real    places among G·M that are no padding, None where all are
+    rows    [G·M] rows of the batch, the last of each adapter repeated where it has fewer
+    real    places among G·M that are no repetition, None where all are
     into    [real] rows that are added to
     """
 
     adapters: tuple[Adapter, ...]
-    rows: torch.Tensor | None
+    rows: slice | torch.Tensor
     real: torch.Tensor | None
-    into: torch.Tensor | None
+    into: slice | torch.Tensor
 
 
-def grouped(runs: Iterable[Run]) -> list[Group]:
+def grouped(runs: Iterable[Run], stacks: Stacks) -> list[Group]:
     """The rows of a batch by adapter, as few groups as sizes allow."""
     rows: dict[Adapter, list[int]] = {}
     total = 0
@@ -72,66 +81,56 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
             rows.setdefault(adapter, []).extend(range(total, total + count))
         total += count
     alike: dict[tuple[object, int], list[Adapter]] = {}
-    for adapter, own in rows.items():
+    for adapter, own in sorted(rows.items(), key=lambda item: stacks.order(item[0])):
         size = len(own) if len(rows) == 1 else 1 << (len(own) - 1).bit_length()
         alike.setdefault((adapter.signature, size), []).append(adapter)
-    counts = {len(own) for own in rows.values()}
-    if len(counts) == 1 and len(alike) == 1:  # nothing needs padding
-        (adapters,) = alike.values()
-        flat = [row for adapter in adapters for row in rows[adapter]]
-        if flat == list(range(total)):
-            return [Group(tuple(adapters), None, None, None)]
-        index = torch.tensor(flat)
-        return [Group(tuple(adapters), index, None, index)]
     groups = []
     for (_, size), adapters in alike.items():
         padded, real, into = list[int](), list[int](), list[int]()
         for place, adapter in enumerate(adapters):
             own = rows[adapter]
-            padded += own + [own[0]] * (size - len(own))
+            padded += own + [own[-1]] * (size - len(own))
             real += range(place * size, place * size + len(own))
             into += own
-        whole = len(real) == len(padded)
-        groups.append(
-            Group(
-                tuple(adapters),
-                torch.tensor(padded),
-                None if whole else torch.tensor(real),
-                torch.tensor(into),
-            )
-        )
+        kept = None if len(real) == len(padded) else torch.tensor(real)
+        groups.append(Group(tuple(adapters), _rows(padded), kept, _rows(into)))
     return groups
+
+
+def _rows(rows: list[int]) -> slice | torch.Tensor:
+    """Rows as a slice, which copies nothing, where they are neighbours."""
+    first, last = rows[0], rows[-1] + 1
+    return slice(first, last) if rows == list(range(first, last)) else torch.tensor(rows)
 
 
 class Mixed:
     """What a decoder calls for each product of a batch with these rows."""
 
     def __init__(self, host: DecoderHost, runs: Iterable[Run], stacks: Stacks) -> None:
-        self.groups = grouped(runs)
+        self.groups = grouped(runs, stacks)
         self._host, self._stacks = host, stacks
 
     def __call__(
         self, layer: int, matrix: str, x_TK: torch.Tensor, y_TN: torch.Tensor
     ) -> torch.Tensor:
         for group in self.groups:
-            first_adapter = group.adapters[0]
-            x_GMI: torch.Tensor | None = None
-            for site, first, last in self._host.within(layer, matrix):
-                if site not in first_adapter.sites:
-                    continue
-                A_GrI, B_GrO = self._stacks.stack(group.adapters, site)
-                if x_GMI is None:
-                    x = x_TK if group.rows is None else x_TK.index_select(0, group.rows)
-                    x_GMI = x.to(A_GrI.dtype).view(len(group.adapters), -1, x.shape[-1])
-                d = torch.bmm(torch.bmm(x_GMI, A_GrI.transpose(1, 2)), B_GrO)
-                d = d.view(-1, last - first).to(y_TN.dtype)
+            sites = self._host.inside(group.adapters[0].sites, layer, matrix)
+            if not sites:
+                continue
+            A_GRI, Bs_GrO = self._stacks.stack(group.adapters, tuple(name for name, *_ in sites))
+            x_GMI = x_TK[group.rows].to(A_GRI.dtype).view(len(group.adapters), -1, x_TK.shape[-1])
+            h_GMR = torch.bmm(x_GMI, A_GRI.transpose(1, 2))
+            done = 0
+            for (_, first, last), B_GrO in zip(sites, Bs_GrO, strict=True):
+                r = B_GrO.shape[1]
+                delta = torch.bmm(h_GMR[..., done : done + r], B_GrO).view(-1, last - first)
+                done += r
                 if group.real is not None:
-                    d = d.index_select(0, group.real)
-                part = y_TN[:, first:last]
-                if group.into is None:
-                    part += d
+                    delta = delta[group.real]
+                if isinstance(group.into, slice):
+                    y_TN[group.into, first:last] += delta
                 else:
-                    part.index_add_(0, group.into, d)
+                    y_TN[:, first:last].index_add_(0, group.into, delta.to(y_TN.dtype))
         return y_TN
 
 

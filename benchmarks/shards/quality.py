@@ -1,0 +1,206 @@
+"""Loss after adapting a small model to another domain: LoRA, MoS and MoS without its parts.
+
+All seeds and learning rates of an arm are trained at once, over one frozen base, each on the data
+its seed draws. The learning rate is chosen by the loss on validation text; what is reported is the
+loss on test text, of other files, at that rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shards import texts
+from shoal.core.rng import seed_of
+from shoal.models.adapters.mixed import mixed
+from shoal.models.adapters.registry import new
+from shoal.models.decoder import Decoder, DecoderConfig
+from shoal.training.byte_llama import ByteLlama, row_losses, rows, tiny_config
+from shoal.training.optimiser import Optimiser, OptimiserOptions
+
+LENGTH = 65
+"""Bytes of a row: 64 to predict."""
+ROWS = 4
+"""Rows of a step, for each adapter."""
+SCALE = 8.0
+"""α/r where it is held constant; in the published code α is 16 whatever the rank in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A kind of adapter with its options and the learning rates to choose from."""
+
+    name: str
+    kind: str
+    options: Mapping[str, Any]
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How long is trained, on how large a model, how often."""
+
+    layers: int
+    pretraining: int
+    steps: int
+    seeds: tuple[int, ...]
+    test_rows: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """What came of an arm. Losses are nats a byte.
+
+    validation_RS, test_RS   by rate and seed, at the end
+    curve_RSC                validation at checkpoints, the last one the end
+    """
+
+    arm: Arm
+    parameters: int
+    validation_RS: NDArray[np.float64]
+    test_RS: NDArray[np.float64]
+    curve_RSC: NDArray[np.float64]
+
+    @property
+    def best(self) -> int:
+        """The rate with the least loss on validation text."""
+        return int(np.nanmean(self.validation_RS, 1).argmin())
+
+    @property
+    def rate(self) -> float:
+        """The chosen learning rate."""
+        return self.arm.rates[self.best]
+
+    @property
+    def test_S(self) -> NDArray[np.float64]:
+        """Test losses at the chosen rate, by seed."""
+        return self.test_RS[self.best]
+
+
+@dataclass(slots=True)
+class Base:
+    """The frozen model, as what crosses to a worker."""
+
+    config: DecoderConfig
+    weights: dict[str, torch.Tensor]
+    unadapted: float = field(default=0.0)
+
+    def decoder(self) -> Decoder:
+        """The model."""
+        return Decoder(self.config, self.weights)
+
+
+def scaled(alpha: float | None, rank: int) -> float:
+    """α of a rank: the given one, or what makes α/r the constant."""
+    return SCALE * rank if alpha is None else alpha
+
+
+def lora(rank: int, alpha: float | None = None) -> dict[str, Any]:
+    """Options of LoRA."""
+    return {"rank": rank, "alpha": scaled(alpha, rank)}
+
+
+def mos(e: int, r: int, p: int, l: int, alpha: float | None = None, **more: Any) -> dict[str, Any]:  # noqa: E741
+    """Options of MoS."""
+    return {"e": e, "r": r, "p": p, "l": l, "alpha": scaled(alpha, r), **more}
+
+
+def pretrained(setting: Setting, seed: int) -> Base:
+    """A byte-level Llama that has learned one domain."""
+    config = tiny_config(hidden=96, layers=setting.layers)
+    model = ByteLlama(config, seed=seed)
+    text = texts.prose()
+    optimiser = Optimiser(
+        model.parameters,
+        OptimiserOptions(lr=3e-3, warm_up=20, schedule="linear", steps=setting.pretraining),
+    )
+    for step in range(setting.pretraining):
+        batch = rows(text, batch=12, length=LENGTH, seed=seed_of(seed, "pretraining", step))
+        model.loss(batch).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    base = Base(config, {name: t.detach() for name, t in model.parameters.items()})
+    test = _held_out(texts.TEST, setting.test_rows)
+    base.unadapted = float(row_losses(base.decoder(), test).mean().detach())
+    return base
+
+
+def measure(base: Base, arm: Arm, setting: Setting) -> Found:
+    """Train all rates and seeds of an arm together and measure them."""
+    torch.set_num_threads(1)
+    decoder, text = base.decoder(), texts.code(texts.TRAIN)
+    validation = _held_out(texts.VALIDATION, setting.test_rows // 2)
+    test = _held_out(texts.TEST, setting.test_rows)
+    places = [(rate, seed) for rate in arm.rates for seed in setting.seeds]
+    adapters = [new(arm.kind, decoder, seed=seed, **arm.options) for _, seed in places]
+    optimisers = [
+        Optimiser(
+            adapter.trainable(),
+            OptimiserOptions(
+                lr=rate,
+                betas=(0.9, 0.999),
+                warm_up=max(1, setting.steps * 3 // 100),
+                schedule="linear",
+                steps=setting.steps,
+            ),
+        )
+        for adapter, (rate, _) in zip(adapters, places, strict=True)
+    ]
+    together = mixed(decoder, [(adapter, ROWS * (LENGTH - 1)) for adapter in adapters])
+    marks = sorted({setting.steps * part // 4 for part in (1, 2, 3, 4)})
+    curve = np.empty((len(places), len(marks)))
+    for step in range(setting.steps):
+        drawn = {
+            seed: rows(text, batch=ROWS, length=LENGTH, seed=seed_of(seed, "adapting", step))
+            for seed in setting.seeds
+        }
+        loss = row_losses(together, torch.cat([drawn[seed] for _, seed in places])).sum() / ROWS
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimiser in optimisers:
+            optimiser.step()
+        if step + 1 in marks:
+            for place, adapter in enumerate(adapters):
+                curve[place, marks.index(step + 1)] = _loss(adapter.over(decoder), validation)
+    tested = [_loss(adapter.over(decoder), test) for adapter in adapters]
+    shape = (len(arm.rates), len(setting.seeds))
+    return Found(
+        arm,
+        adapters[0].parameters,
+        curve[:, -1].reshape(shape),
+        np.array(tested).reshape(shape),
+        curve.reshape(*shape, -1),
+    )
+
+
+def measure_all(
+    base: Base, arms: Sequence[Arm], setting: Setting, *, workers: int, done: Any
+) -> dict[str, Found]:
+    """All arms, in processes of one thread each."""
+    if workers == 1:
+        found = {}
+        for arm in arms:
+            found[arm.name] = measure(base, arm, setting)
+            done()
+        return found
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        asked = {arm.name: pool.submit(measure, base, arm, setting) for arm in arms}
+        results = {}
+        for name, future in asked.items():
+            results[name] = future.result()
+            done()
+    return results
+
+
+@torch.no_grad()
+def _loss(decoder: Decoder, ids: torch.Tensor) -> float:
+    return float(row_losses(decoder, ids).mean())
+
+
+def _held_out(modules: tuple[str, ...], count: int) -> torch.Tensor:
+    return rows(texts.code(modules), batch=count, length=LENGTH, seed=seed_of("held out", modules))
