@@ -149,6 +149,17 @@ class ToolIndex:
             added=tuple(fresh), kept=kept, refused=tuple(refused), warnings=tuple(warnings)
         )
 
+    def retune(self, settings: Settings) -> None:
+        """Search with other settings from now on; what is indexed stays as it is.
+
+        Raises :class:`ConfigError` for settings that index other documents.
+        """
+        if settings.document_weights != self.settings.document_weights:
+            raise ConfigError("Other weights of a document's parts need an index of their own.")
+        with self._lock:
+            self.settings = settings
+            self._shelves.retune(settings)
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The index as arrays, to be kept in a file (see :mod:`kept`)."""
         with self._lock:

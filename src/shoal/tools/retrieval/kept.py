@@ -54,6 +54,6 @@ def open_index(
 
 def _key(catalogue: Catalogue, settings: Settings, embedder: Embedder | None) -> str:
     files = " ".join(path.name for path in catalogue.paths)
-    revision = embedder.revision if embedder and settings.dense else ""
+    revision = embedder.revision if embedder else ""
     text = f"{FORMAT} {catalogue.digest} {files} {settings.document_weights} {revision}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -102,6 +102,11 @@ class Lexical:
         self._length_S[slot] = 0
         self._norm_S = None
 
+    def saturate(self, saturation: Saturation) -> None:
+        """Use other constants from now on."""
+        self.saturation = saturation
+        self._norm_S = None
+
     def scores(self, terms: Mapping[str, float]) -> Floats:
         """BM25 of every slot [S] for weighted terms of a query; 0 where none of them occurs."""
         out_S = np.zeros(len(self._length_S), np.float32)

@@ -47,8 +47,6 @@ class Shelves:
     """Everything of an index that the stages look at. Not for several threads by itself."""
 
     def __init__(self, settings: Settings, embedder: Embedder | None, ledger: Ledger) -> None:
-        if embedder is None or not settings.dense:
-            embedder = None
         self.settings = settings
         self._embedder = embedder
         self._query_embedder = embedder.inner if isinstance(embedder, Kept) else embedder
@@ -112,6 +110,11 @@ class Shelves:
         for known in {name.lower(), operation_of(name).lower()}:
             self._operations[known].discard(slot)
         self._free.append(slot)
+
+    def retune(self, settings: Settings) -> None:
+        """Rank by other settings."""
+        self.settings = settings
+        self._lexical.saturate(settings.saturation)
 
     def learned(self, name: str, success: float) -> None:
         """Note how the calls of a tool ended so far, from -1 to 1."""
@@ -202,7 +205,7 @@ class Shelves:
 
     def query_vector(self, text: str) -> Floats | None:
         """The vector [D] of a text, remembered for a while; None without an embedder."""
-        if self._query_embedder is None:
+        if self._query_embedder is None or not self.settings.dense:
             return None
         if text in self._vectors:
             self._vectors.move_to_end(text)

@@ -63,7 +63,7 @@ class Shelf(Protocol):
         ...
 
     def query_vector(self, text: str) -> Floats | None:
-        """The vector of a text; None without an embedder."""
+        """The vector of a text; None without an embedder, and where it would not count."""
         ...
 
     def nearest(self, vector: Floats, count: int) -> Slots: ...
@@ -137,7 +137,7 @@ def _leg(text: str, step: Step, k: int, shelf: Shelf) -> Found | None:
         return None
     count = max(shelf.settings.candidates, k)
     slots = _largest(lexical_S, count)
-    vector = shelf.query_vector(text) if shelf.settings.dense else None
+    vector = shelf.query_vector(text)
     if vector is None:
         return Found(slots, lexical_S[slots], np.zeros(len(slots), np.float32), lexical_S[slots])
     slots = np.union1d(slots, shelf.nearest(vector, max(count // 2, k)))
