@@ -247,8 +247,9 @@ def whole_model(bench: Bench, write: Writer) -> None:
     """All 30 layers with an adapter, once: the real path."""
     base = hub_policy("smollm2-135m", learns=False)
     policy = adapted(base, "lora", {"rank": 8, "seed": bench.seed})
+    random = torch.Generator().manual_seed(bench.seed_of("adapter"))
     for tensor in policy.trained.values():  # B begins at 0, where A has no gradient
-        torch.nn.init.normal_(tensor, std=0.02)
+        torch.nn.init.normal_(tensor, std=0.02, generator=random)
     batch = write.group(256, 8, 16)
     exact_of = Batch(f"{batch.name}, LoRA", batch.prompts, batch.actions)
     exact(bench, policy, exact_of, ["packed", "shared"])

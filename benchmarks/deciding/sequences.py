@@ -22,7 +22,7 @@ from shoal.engine.open import open_engine
 from shoal.mechanisms.generations import Generations, Spoken
 from shoal.mechanisms.goods.contribution_game import Game
 from shoal.mechanisms.goods.evaluators import Graded
-from shoal.mechanisms.goods.features import State
+from shoal.mechanisms.goods.features import State, state_of
 from shoal.mechanisms.goods.leave_one_out import marginals, rank_correlation
 from shoal.mechanisms.goods.prompts import ByExample, Heard
 from shoal.mechanisms.goods.public_goods import Observe, PublicGoods
@@ -33,11 +33,12 @@ from shoal.training.decoding_policy import DecodingPolicies, Ranges
 from shoal.training.spgg import Epoch, summary, train
 
 NAMES = ("first", "second", "third")
-BUDGET = 180
+BUDGET = 240
 """Tokens that an arm may generate for a sum, shared equally by its calls."""
-LONGEST = BUDGET // 3
-RANGES = Ranges(max_tokens=(10, LONGEST), levels=4)
-LEARN = BanditOptions(lr=0.01, target_kl=0.05, entropy=0.0, spread=1.0)
+LONGEST = 60
+"""Tokens of one call at most: twice what an answer takes."""
+RANGES = Ranges(max_tokens=(10, LONGEST), levels=3)
+LEARN = BanditOptions(hidden=(16, 16), lr=0.03, entropy=0.0)
 FIXED = {
     "greedy": Sampling(),
     "temperature 0.3": Sampling(temperature=0.3, top_k=50),
@@ -52,7 +53,6 @@ class Arm:
     right: list[bool]
     tokens: list[int]
     prompt_tokens: list[int]
-    seconds: float
     plays: Sequence[Play] = ()
     calls: int = 3
 
@@ -92,7 +92,7 @@ class Room:
 
 def with_models(bench: Bench, model: str = "smollm2-135m") -> None:
     """All arms on the same held-out sums, and how each compares with the learnt ones."""
-    learn, hold = bench.pick(full=(60, 120), smoke=(6, 6))
+    learn, hold = bench.pick(full=(60, 60), smoke=(6, 6))
     shown, learning, held = apart((5, learn, hold), bench.seed_of("sequences") % 2**31)
     engine = open_engine(model)
 
@@ -109,13 +109,11 @@ async def measure(
     bench: Bench, engine: Engine, shown: tuple[Task, ...], learning: list[Task], held: list[Task]
 ) -> None:
     """Choose settings, learn, and hold everything to sums that were not seen."""
-    asking = ByExample(shown)
+    asking = ByExample(shown, stop=("\n\n",))
     known = Generations(engine, longest=LONGEST)
     best = await choose(bench, Room(engine, known, asking, learning))
     room = Room(engine, known, asking, held)
-    learnt, histories = {}, {}
-    for observe in ("last", "all"):
-        learnt[observe], histories[observe] = await teach(bench, room, learning, observe)
+    learnt, history = await teach(bench, room, learning)
     fixed = FIXED[best["one alone"]]
     middles = DecodingPolicies(NAMES, RANGES)
     arms: dict[str, Callable[[], Awaitable[Arm]]] = {
@@ -126,18 +124,14 @@ async def measure(
         "sequence, all seen, fixed settings": lambda: sequence(room, "all", always(fixed)),
         "sequence, last seen, middle settings": lambda: sequence(room, "last", middles.decide()),
         "sequence, all seen, middle settings": lambda: sequence(room, "all", middles.decide()),
-        "MAC-SPGG, last seen": lambda: sequence(room, "last", learnt["last"].decide()),
-        "MAC-SPGG, all seen": lambda: sequence(room, "all", learnt["all"].decide()),
+        "MAC-SPGG, last seen": lambda: sequence(room, "last", learnt.decide()),
+        "MAC-SPGG, all seen": lambda: sequence(room, "all", learnt.decide()),
     }
-    found: dict[str, Arm] = {}
-    for name in bench.track(list(arms), "arms"):
-        started = time.perf_counter()
-        found[name] = await arms[name]()
-        found[name].seconds = time.perf_counter() - started
+    found = dict(zip(arms, await asyncio.gather(*(way() for way in arms.values())), strict=True))
     report(bench, room, found)
     await contributions(bench, room, found)
     compare(bench, found)
-    draw(bench, histories)
+    draw(bench, history)
 
 
 async def choose(bench: Bench, room: Room) -> dict[str, str]:
@@ -158,28 +152,49 @@ async def choose(bench: Bench, room: Room) -> dict[str, str]:
 
 
 async def teach(
-    bench: Bench, room: Room, learning: list[Task], observe: Observe
+    bench: Bench, room: Room, learning: list[Task]
 ) -> tuple[DecodingPolicies, list[Epoch]]:
-    """Policies that learn from the sums for learning."""
-    epochs, episodes = bench.pick(full=(30, 40), smoke=(2, 4))
-    group = room.group(observe)
-    policies = DecodingPolicies(NAMES, RANGES, LEARN, seed=bench.seed_of("policies", observe))
-    started, made = time.perf_counter(), room.known.made
-    done = await train(group, policies, learning, epochs=epochs, episodes=episodes)
-    first, last = done[0].summary, done[-1].summary
+    """Policies that learn from the sums for learning, the last seen and all seen in turn.
+
+    Their state tells what was seen, so one set serves both.
+    """
+    epochs, episodes = bench.pick(full=(24, 32), smoke=(2, 4))
+    policies = DecodingPolicies(NAMES, RANGES, LEARN, seed=bench.seed_of("policies"))
+    groups = room.group("last"), room.group("all")
+    started, made, done = time.perf_counter(), room.known.made, []
+    for epoch in bench.track(range(epochs), "policies"):
+        done += await train(
+            groups[epoch % 2], policies, learning, epochs=epoch + 1, episodes=episodes
+        )
+    few = max(1, epochs // 6)
+    for name, part in (("first", done[:few]), ("last", done[-few:])):
+        bench.arm(
+            f"learning: {name} {few} of {epochs} epochs",
+            rewards=float(np.mean([sum(one.summary.rewards) for one in part])),
+            right=float(np.mean([one.summary.accuracy for one in part])),
+            tokens=float(np.mean([one.summary.tokens for one in part])),
+            bar_hit=float(np.mean([one.summary.bar_hit for one in part])),
+            free_riders=float(np.mean([one.summary.free_riders for one in part])),
+        )
     bench.arm(
-        f"learning, {observe} seen",
-        epochs=epochs,
+        "learning: what it took",
         answers=epochs * episodes * 3,
         generated=room.known.made - made,
         seconds=time.perf_counter() - started,
-        rewards_first=sum(first.rewards),
-        rewards_last=sum(last.rewards),
-        right_first=first.accuracy,
-        right_last=last.accuracy,
-        tokens_first=first.tokens,
-        tokens_last=last.tokens,
     )
+    settings = policies.decide()
+    state = state_of(learning[0].question, 1, len(NAMES), [])
+    for place, name in enumerate(NAMES):
+        (one,) = settings(place, [state])
+        bench.arm(
+            f"learnt settings of the {name}, before anybody spoke",
+            temperature=one.temperature,
+            top_p=one.top_p,
+            top_k=one.top_k,
+            max_tokens=one.max_tokens,
+            repetition_penalty=one.repetition_penalty,
+            presence_penalty=one.presence_penalty,
+        )
     return policies, done
 
 
@@ -193,7 +208,7 @@ def always(sampling: Sampling) -> Decide:
 
 
 async def alone(room: Room, sampling: Sampling) -> Arm:
-    """One call a sum, with all the tokens it may have (it ends by itself long before)."""
+    """One call a sum; it ends by itself long before its tokens are used up."""
     said = await room.say(sampling, 0, [[]] * len(room.tasks), LONGEST)
     return _arm(room, [one.text or "" for one in said], [said])
 
@@ -201,7 +216,7 @@ async def alone(room: Room, sampling: Sampling) -> Arm:
 async def majority(room: Room, sampling: Sampling) -> Arm:
     """Three calls a sum that hear nothing of each other; most answers count."""
     none: list[list[Heard]] = [[] for _ in room.tasks]
-    members = [await room.say(sampling, i, none, BUDGET // 3) for i in range(3)]
+    members = [await room.say(sampling, i, none, LONGEST) for i in range(3)]
     return _arm(
         room, [_most([one.text for one in said]) for said in zip(*members, strict=True)], members
     )
@@ -230,7 +245,6 @@ async def sequence(room: Room, observe: Observe, decide: Decide) -> Arm:
         [one.right for one in plays],
         [one.tokens for one in plays],
         [one.prompt_tokens for one in plays],
-        0.0,
         plays,
     )
 
@@ -241,7 +255,6 @@ def _arm(room: Room, texts: Sequence[str], said: Sequence[Sequence[Spoken]]) -> 
         [is_right(text, task) for text, task in zip(texts, room.tasks, strict=True)],
         [sum(one.tokens for one in row) for row in rows],
         [sum(one.prompt_tokens for one in row) for row in rows],
-        0.0,
         calls=len(said),
     )
 
@@ -265,7 +278,6 @@ def report(bench: Bench, room: Room, found: dict[str, Arm]) -> None:
             calls=arm.calls,
             tokens_generated=float(np.mean(arm.tokens)),
             tokens_of_prompts=float(np.mean(arm.prompt_tokens)),
-            seconds=arm.seconds,
         )
     for name, arm in found.items():
         if not arm.plays:
@@ -343,15 +355,13 @@ def _difference(ours: np.ndarray, theirs: np.ndarray, bench: Bench) -> object:
     return difference_interval(ours, theirs, paired=True, seed=bench.seed)
 
 
-def draw(bench: Bench, histories: dict[str, list[Epoch]]) -> None:
+def draw(bench: Bench, history: list[Epoch]) -> None:
     """Rewards and tokens while policies learn."""
     with bench.plot("policies", "What policies learn: rewards and tokens, by epoch", panels=2) as (
         rewards,
         tokens,
     ):
-        for observe, done in histories.items():
-            rewards.plot([sum(one.summary.rewards) for one in done], label=f"{observe} seen")
-            tokens.plot([one.summary.tokens for one in done], label=f"{observe} seen")
+        rewards.plot([sum(one.summary.rewards) for one in history])
+        tokens.plot([one.summary.tokens for one in history])
         rewards.set(xlabel="epoch", ylabel="sum of rewards")
         tokens.set(xlabel="epoch", ylabel="tokens generated a sum")
-        rewards.legend(fontsize=8)

@@ -17,7 +17,7 @@ from shoal.models.export import hub_config, unfuse
 
 def by_gates(bed: Bed, count: int, options: GateOptions, *, seed: int) -> Gates:
     """Gates for removing ``count`` blocks; the seed decides which rows they see."""
-    return learn_gates(bed.decoder, bed.fitted_NS, count / bed.layers, options, seed=seed)
+    return learn_gates(bed.decoder, bed.fitted_NS, count, options, protect=bed.edges, seed=seed)
 
 
 def by_influence(bed: Bed, rows: torch.Tensor) -> list[int]:

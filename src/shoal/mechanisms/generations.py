@@ -65,10 +65,7 @@ class Generations:
         self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]
     ) -> list[Spoken]:
         """What the engine answers each prompt, in order; only what is new is generated."""
-        wanted = [
-            replace(sampling, max_tokens=self.longest) if self._cuts else sampling
-            for sampling in samplings
-        ]
+        wanted = [self._wanted(sampling) for sampling in samplings]
         keys = [self._key(*pair) for pair in zip(prompts, wanted, strict=True)]
         new: dict[str, Request] = {}
         for key, prompt, sampling in zip(keys, prompts, wanted, strict=True):
@@ -84,6 +81,12 @@ class Generations:
             self._cut(self._known[key], sampling.max_tokens) if key in self._known else Spoken(None)
             for key, sampling in zip(keys, samplings, strict=True)
         ]
+
+    def _wanted(self, sampling: Sampling) -> Sampling:
+        """What is generated for these settings: as long as may be, and greedy is greedy."""
+        seed = sampling.seed if sampling.temperature else 0
+        limit = self.longest if self._cuts else sampling.max_tokens
+        return replace(sampling, max_tokens=limit, seed=seed)
 
     async def _made(self, requests: list[Request]) -> Sequence[Completion | None]:
         """New answers; with a limit of seconds each waits for itself, and others are not lost."""
