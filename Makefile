@@ -13,6 +13,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	# data only: what it depends on is pinned to versions that are too old
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps bfcl-eval
 	@touch $@
 
 install: $(VENV)/installed ## make .venv with everything that demo and test need
