@@ -102,11 +102,10 @@ def _quality(bench: Bench, base: Base, setting: Setting) -> dict[str, Found]:
     for name, one in found.items():
         bench.arm(
             name,
-            test_loss=mean_interval(one.test_S, seed=bench.seed),
+            test_loss=mean_interval(one.test_by_seed, seed=bench.seed),
             parameters=float(one.parameters),
             learning_rate=one.rate,
-            alpha_over_r=one.arm.options["alpha"]
-            / one.arm.options.get("r", one.arm.options.get("rank")),
+            alpha_over_r=one.scale,
             last_quarter_gain=float(-np.diff(one.curve_RSC[one.best].mean(0))[-1])
             if one.curve_RSC.shape[-1] > 1
             else 0.0,
@@ -120,7 +119,7 @@ def _judge(bench: Bench, found: dict[str, Found]) -> None:
     def less(worse: str, better: str, claim: str) -> None:
         if worse in found and better in found:
             gain = difference_interval(
-                found[worse].test_S, found[better].test_S, paired=True, seed=bench.seed
+                found[worse].test_by_seed, found[better].test_by_seed, paired=True, seed=bench.seed
             )
             bench.verdict(f"{claim} (nats a byte)", gain, at_least=0.0)
 
@@ -149,8 +148,10 @@ def _draw(bench: Bench, found: dict[str, Found], setting: Setting) -> None:
         names = list(found)[::-1]
         for y, name in enumerate(names):
             one = found[name]
-            left.plot(one.test_S, [y] * len(one.test_S), "o", ms=4, alpha=0.6, color="C0")
-            left.plot(one.test_S.mean(), y, "|", ms=14, color="C1")
+            left.plot(
+                one.test_by_seed, [y] * len(one.test_by_seed), "o", ms=4, alpha=0.6, color="C0"
+            )
+            left.plot(one.test_by_seed.mean(), y, "|", ms=14, color="C1")
         left.set_yticks(range(len(names)), names, fontsize=7)
         left.set_xlabel("test loss, nats a byte")
         for name, one in found.items():

@@ -79,9 +79,15 @@ class Found:
         return self.arm.rates[self.best]
 
     @property
-    def test_S(self) -> NDArray[np.float64]:
-        """Test losses at the chosen rate, by seed."""
+    def test_by_seed(self) -> NDArray[np.float64]:
+        """Test losses at the chosen rate."""
         return self.test_RS[self.best]
+
+    @property
+    def scale(self) -> float:
+        """α/r."""
+        options = self.arm.options
+        return float(options["alpha"] / options.get("r", options.get("rank")))
 
 
 @dataclass(slots=True)

@@ -64,7 +64,7 @@ def resident(model: Model, load: Load, kind: str, **options: Any) -> EngineAdapt
 
 
 class Served:
-    """An engine with these adapters, asked for a round at a time; nothing is kept between rounds."""
+    """An engine with these adapters, asked round by round; no round finds another's cache."""
 
     def __init__(self, model: Model, load: Load, adapters: EngineAdapters | None) -> None:
         self.engine = compute.call(lambda: LocalEngine(model, adapters=adapters))

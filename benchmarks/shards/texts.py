@@ -26,10 +26,7 @@ def prose() -> torch.Tensor:
 def code(modules: tuple[str, ...]) -> torch.Tensor:
     """Bytes of modules of the standard library."""
     library = Path(sysconfig.get_path("stdlib"))
-    found = [library / f"{name}.py" for name in modules]
-    return _bytes(
-        [path if path.is_file() else library / path.stem / "__init__.py" for path in found]
-    )
+    return _bytes([library / f"{name}.py" for name in modules])
 
 
 def _bytes(files: list[Path]) -> torch.Tensor:
