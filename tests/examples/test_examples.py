@@ -26,6 +26,7 @@ ENDS = {
     "peers_sharded.py": "1 model on 2 nodes of 2 ranks",
     "peers_train.py": "1 result among 3 peers",
     "mechanisms.py": "3 mechanisms ran.",
+    "find_tools.py": "searches for 2 agents over one index",
     "hire.py": "settlements are in the log",
     "tools.py": "prompt tokens were known already",
     "two_depths.py": "3 models in",
