@@ -328,3 +328,19 @@ def test_an_output_is_not_written_over_nor_written_by_two(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="exists already"):
         Journal(out, "job")
     assert out.read_text() == "precious"
+
+
+async def test_a_group_larger_than_memory_runs_in_waves_that_keep_its_prefix(model: Model) -> None:
+    text = "A long document. " + "word " * 40
+    tasks = [task(str(q), f"{text}Question {q}, in other words?") for q in range(24)]
+    engine = LocalEngine(model, kv_bytes=1 << 20)
+    prompts = [engine.encode(request.prompt) for one in tasks for request in one.requests]
+    tree = find_prefixes(prompts)
+    small = tree.tokens * 2 // 3
+    assert max(map(len, prompts)) + 8 < small < tree.tokens + 24 * 8
+    engine = LocalEngine(model, kv_bytes=small * TOKEN_BYTES)
+    bodies, report = await run(tasks, engine)
+    alone, _ = await run(tasks, engine.unshared(), exclusive=False)
+    assert bodies == alone
+    assert report.prefill_tokens == tree.tokens
+    assert report.kv_high_water <= small * TOKEN_BYTES

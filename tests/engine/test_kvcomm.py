@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from shoal.engine.kvcomm.templates import Part, Template
 from shoal.engine.local import LocalEngine
 from shoal.engine.repair import Repair
 from shoal.engine.segments import KVSegment
+from shoal.models.decoder import Decoder
 from shoal.models.loading import load
 
 L, K, D = 2, 3, 4
@@ -300,3 +302,43 @@ async def test_anchors_come_back_from_the_folder(engine: LocalEngine, tmp_path: 
     )
     await again.generate([ask(ordered[3])])
     assert again.calls[0].mode == "moved"
+
+
+async def test_damaged_anchors_are_learned_anew_with_a_warning(
+    engine: LocalEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = KVComm(engine, CommPolicy(gamma=1, gated=False), tmp_path)
+    for question in QUESTIONS[:3]:
+        await first.generate([ask(question)])
+    for task in first._known.values():
+        for index, pool in enumerate((await task).pools):
+            pool.save(first._file(first.template(ask("?")).key(""), index))
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    again = KVComm(engine, CommPolicy(gamma=1, gated=False), tmp_path)
+    (answer,) = await again.generate([ask(QUESTIONS[0])])
+    assert len(answer.tokens) == 8 and again.calls[0].why.startswith("fewer than two anchors")
+    assert "anchors begin anew" in caplog.text
+
+
+class Tilted(Decoder):
+    """A decoder that adds positions to its inputs, as models before rotary embeddings did."""
+
+    def through(self, x_TD, positions_T, attend, first, last):  # type: ignore[no-untyped-def]
+        if not first:
+            x_TD = x_TD + torch.sin(positions_T[:, None] / 50)
+        return super().through(x_TD, positions_T, attend, first, last)
+
+
+async def test_a_model_whose_keys_do_more_than_rotate_is_answered_exactly(
+    engine: LocalEngine,
+) -> None:
+    decoder = Tilted(engine.model.decoder.config, engine.model.decoder.weights)
+    tilted = LocalEngine(replace(engine.model, decoder=decoder), kv_bytes=16 << 20)
+    comm = KVComm(tilted, CommPolicy(gamma=1, gated=False))
+    for question in QUESTIONS[:4]:
+        (answer,) = await comm.generate([ask(question)])
+        assert answer.how == "exact"
+    assert {call.mode for call in comm.calls} == {"dense"}
+    assert all("more than a rotation" in call.why for call in comm.calls)
+    await tilted.close()

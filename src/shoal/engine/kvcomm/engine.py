@@ -8,14 +8,13 @@ through untouched.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import math
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,100 +35,27 @@ from shoal.core.protocols import (
 )
 from shoal.core.records import Message
 from shoal.engine.compute import compute
-from shoal.engine.generation import Composition, Generation, Piece
-from shoal.engine.kvcomm.anchors import (
-    Anchor,
-    AnchorPool,
-    Comparison,
-    after_offset,
-    compare,
-    difference,
-    entropy,
-    text_offset,
-)
+from shoal.engine.generation import Composition, Piece
+from shoal.engine.kvcomm.anchors import AnchorPool, compare
+from shoal.engine.kvcomm.deciding import decide, put_together
 from shoal.engine.kvcomm.gate import Gate
+from shoal.engine.kvcomm.policy import Call, CommPolicy, Decision, Known, Mode
 from shoal.engine.kvcomm.templates import Part, Template
+from shoal.engine.kvcomm.watches import Glance, Learn
+from shoal.engine.kvshare.movable import immovable
 from shoal.engine.local import LocalEngine
-from shoal.engine.repair import Repair
 from shoal.engine.segments import KVSegment
 
 T = TypeVar("T")
-Mode = Literal["plain", "dense", "moved"]
-
-
-@dataclass(frozen=True, slots=True)
-class CommPolicy:
-    """How caches are communicated.
-
-    gamma     texts are shared whose anchors' entropy is at most ``gamma`` log2 of their number
-    top_p     anchors within this mass of weights count as used
-    size, window, budget  of a placeholder's anchors, see :class:`AnchorPool`
-    bases     texts whose base caches are kept, the last used
-    gated     whether measured fidelity decides, too; without it the paper's rule alone does
-    offsets   off: only rotation, a baseline
-    after     the fixed piece after a text: "moved" with its offset, or "computed"
-    repair    of moved tokens, on top of offsets
-    beginning what a text stands behind when its base cache is computed
-    """
-
-    gamma: float = 0.3
-    top_p: float = 0.9
-    size: int = 20
-    window: int = 5
-    budget: int = 256 << 20
-    bases: int = 64
-    gated: bool = True
-    offsets: bool = True
-    after: Literal["moved", "computed"] = "moved"
-    repair: Repair | None = None
-    beginning: str = "The task is: "
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What became of one request with placeholders.
-
-    why         one sentence
-    entropy     of the weights of anchors, bits; the largest of its placeholders
-    distance    to the nearest anchor, relative; the largest
-    anchors     usable ones; the fewest
-    prepare_ms  for base caches, decision and offsets, before the prompt was submitted
-    kl          nats to the exact next-token distribution, where this call was looked at
-    """
-
-    mode: Mode
-    why: str
-    entropy: float = 0.0
-    distance: float = 0.0
-    anchors: int = 0
-    prepare_ms: float = 0.0
-    kl: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    move: bool
-    why: str
-    entropy: float = 0.0
-    distance: float = 0.0
-    anchors: int = 0
-    seen: tuple[Comparison, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class _Known:
-    """What is known of one template: its fixed pieces after each placeholder, and anchors."""
-
-    fixed: list[KVSegment]
-    pools: list[AnchorPool]
-    gate: Gate
+_log = logging.getLogger(__name__)
 
 
 class KVComm:
     """Implements :class:`shoal.core.protocols.Engine` around a local engine.
 
     ``calls`` tells what became of each request with placeholders; anchors outlive the engine in
-    ``folder``, where one is given.
+    ``folder``, where one is given. ``disabled`` says why nothing is ever moved here: a model whose
+    keys cannot be rotated is answered exactly.
     """
 
     def __init__(
@@ -138,8 +64,9 @@ class KVComm:
         self.engine = engine
         self.policy = policy
         self.folder = folder
+        self.disabled = compute.call(lambda: immovable(engine.model.decoder))
         self.calls: list[Call] = []
-        self._known: dict[str, asyncio.Task[_Known]] = {}
+        self._known: dict[str, asyncio.Task[Known]] = {}
         self._bases: OrderedDict[tuple[str, tuple[int, ...]], asyncio.Task[KVSegment]]
         self._bases = OrderedDict()
         self._active = 0
@@ -219,7 +146,7 @@ class KVComm:
         def work() -> tuple[Piece, ...]:
             pairs = zip(bases, known.pools, strict=True)
             seen = [compare(base, pool.usable(base)) for base, pool in pairs]
-            return self._pieces(template, known, bases, seen)
+            return put_together(template, known, bases, seen, self.policy)
 
         return await _on_compute(work)
 
@@ -267,20 +194,27 @@ class KVComm:
     async def _answer(
         self, request: Request, template: Template, on_delta: OnDelta | None
     ) -> Completion:
+        if self.disabled is not None:
+            whole = (Piece(template.tokens),)
+            (answer,) = await self.engine.compose([Composition(request, whole)], on_delta)
+            self._told("dense", Decision(False, self.disabled), 0.0)
+            return answer
         started = time.perf_counter()
         known, bases = await self._read(template, request.salt)
-        decision = await _on_compute(lambda: self._decide(known, bases))
+        decision = await _on_compute(lambda: decide(known, bases, self.policy))
         if not decision.move:
-            learn = _Learn(self.engine, template, known, bases, self._waiting)
+            learn = Learn(self.engine, template, known, bases, self._waiting)
             whole = (Piece(template.tokens),)
             seconds = time.perf_counter() - started
             composition = Composition(request, whole, watch=learn)
             (answer,) = await self.engine.compose([composition], on_delta)
             self._told("dense", decision, seconds)
             return _later(answer, seconds)
-        pieces = await _on_compute(lambda: self._pieces(template, known, bases, decision.seen))
+        pieces = await _on_compute(
+            lambda: put_together(template, known, bases, decision.seen, self.policy)
+        )
         seconds = time.perf_counter() - started
-        seen = _Glance(self.engine)
+        seen = Glance(self.engine)
         composition = Composition(request, pieces, self.policy.repair, seen)
         (answer,) = await self.engine.compose([composition], on_delta)
         kl = None
@@ -291,86 +225,29 @@ class KVComm:
         how = f"{answer.how} ({decision.why})" if kl is None else f"{answer.how} (KL {kl:.3f})"
         return replace(_later(answer, seconds), how=how if not answer.error else answer.how)
 
-    def _told(self, mode: Mode, found: _Decision, seconds: float, kl: float | None = None) -> None:
+    def _told(self, mode: Mode, found: Decision, seconds: float, kl: float | None = None) -> None:
         self.calls.append(
             Call(mode, found.why, found.entropy, found.distance, found.anchors, seconds * 1e3, kl)
         )
 
-    def _decide(self, known: _Known, bases: Sequence[KVSegment]) -> _Decision:
-        """Whether all texts of a call may be moved (equation 5, and the gate)."""
-        if not bases:
-            return _Decision(False, "nothing in the prompt changes")
-        found = _Decision(True, "anchors agree", anchors=self.policy.size)
-        for base, pool in zip(bases, known.pools, strict=True):
-            anchors = pool.usable(base)
-            if len(anchors) < 2:
-                return _Decision(False, "fewer than two anchors are long enough")
-            seen = compare(base, anchors)
-            weights = seen.weights
-            found = _Decision(
-                True,
-                found.why,
-                max(found.entropy, entropy(weights)),
-                max(found.distance, seen.relative),
-                min(found.anchors, len(anchors)),
-                (*found.seen, seen),
-            )
-            if entropy(weights) > self.policy.gamma * math.log2(len(anchors)):
-                return replace(found, move=False, why="the anchors do not agree on this text")
-            self._count_uses(weights, anchors)
-        if self.policy.gated and not known.gate.open:
-            return replace(found, move=False, why="looks found the approximation too far off")
-        if self.policy.gated and not known.gate.reaches(found.distance):
-            return replace(found, move=False, why="the text is too far from every anchor")
-        return found
-
-    def _count_uses(self, weights_A: torch.Tensor, anchors: Sequence[Anchor]) -> None:
-        order = weights_A.argsort(descending=True)
-        before = weights_A[order].cumsum(0) - weights_A[order]
-        for index in order[before < self.policy.top_p].tolist():
-            anchors[index].uses += 1
-
-    def _pieces(
-        self,
-        template: Template,
-        known: _Known,
-        bases: Sequence[KVSegment],
-        seen: Sequence[Comparison],
-    ) -> tuple[Piece, ...]:
-        """The prompt with moved texts; its last token is computed."""
-        parts, policy = template.parts, self.policy
-        pieces = [Piece(parts[0].tokens)]
-        for index, (base, pool) in enumerate(zip(bases, known.pools, strict=True)):
-            anchors = pool.usable(base)
-            after = parts[2 * index + 2]
-            moved = base.add(*text_offset(seen[index], anchors)) if policy.offsets else base
-            pieces.append(Piece(base.tokens, moved))
-            if policy.after == "computed":
-                pieces.append(Piece(after.tokens))
-                continue
-            fixed = known.fixed[index]
-            follows = fixed.add(*after_offset(seen[index], anchors)) if policy.offsets else fixed
-            pieces.append(Piece(after.tokens, follows))
-        return tuple(_last_computed([piece for piece in pieces if piece.tokens]))
-
     # -- what is computed once ------------------------------------------------------------
 
-    async def _read(self, template: Template, salt: str) -> tuple[_Known, list[KVSegment]]:
+    async def _read(self, template: Template, salt: str) -> tuple[Known, list[KVSegment]]:
         """What is known of a template, and the base caches of its texts."""
         if len(template.parts) == 1:
-            return _Known([], [], Gate()), []
+            return Known([], [], Gate()), []
         known = await self._about(template, salt)
         texts = [part.tokens for part in template.parts[1::2]]
         return known, list(await asyncio.gather(*(self._base(text, salt) for text in texts)))
 
-    async def _about(self, template: Template, salt: str) -> _Known:
+    async def _about(self, template: Template, salt: str) -> Known:
         """What is known of a template; its fixed pieces are computed once."""
         key = template.key(salt)
         if key not in self._known:
             self._known[key] = asyncio.create_task(self._first_seen(template, salt))
         return await self._known[key]
 
-    async def _first_seen(self, template: Template, salt: str) -> _Known:
+    async def _first_seen(self, template: Template, salt: str) -> Known:
         encode = self.engine.model.tokenizer.encode
         parts = [
             part.tokens if not part.placeholder else tuple(encode(f"{{{part.placeholder}}}"))
@@ -390,8 +267,10 @@ class KVComm:
         ]
         if self.folder is not None:
             for index, pool in enumerate(pools):
-                pool.load(self._file(template.key(salt), index), self.engine.model.fingerprint)
-        return _Known(fixed, pools, Gate())
+                path = self._file(template.key(salt), index)
+                if not pool.load(path, self.engine.model.fingerprint) and path.exists():
+                    _log.warning("%s is damaged or of another model: anchors begin anew.", path)
+        return Known(fixed, pools, Gate())
 
     def _file(self, key: str, index: int) -> Path:
         assert self.folder is not None
@@ -409,9 +288,9 @@ class KVComm:
             self._bases.popitem(last=False)
         return await self._bases[key]
 
-    async def _look(self, request: Request, template: Template, seen: _Glance) -> float:
+    async def _look(self, request: Request, template: Template, seen: Glance) -> float:
         """Divergence of the approximate next-token distribution from the exact one, in nats."""
-        exact = _Glance(self.engine)
+        exact = Glance(self.engine)
         bare = replace(request, sampling=Sampling(max_tokens=0), grammar=None)
         await self.engine.compose([Composition(bare, (Piece(template.tokens),), watch=exact)])
         assert exact.logprobs is not None and seen.logprobs is not None
@@ -419,67 +298,9 @@ class KVComm:
         return float((true_V.exp() * (true_V - found_V)).sum())
 
 
-class _Glance:
-    """Keeps the distribution of the first token."""
-
-    def __init__(self, engine: LocalEngine) -> None:
-        self._engine = engine
-        self.logprobs: torch.Tensor | None = None
-
-    def prefilled(self, job: Generation) -> None:
-        assert job.end is not None and job.end.last_hidden is not None
-        logits = self._engine.model.decoder.logits(job.end.last_hidden[None], precise=True)
-        self.logprobs = torch.log_softmax(logits[0], -1)
-
-    def ending(self, job: Generation) -> None:
-        """Nothing more is wanted."""
-
-
-class _Learn:
-    """Makes anchors of an exact prompt; they are added when no call is under way."""
-
-    def __init__(
-        self,
-        engine: LocalEngine,
-        template: Template,
-        known: _Known,
-        bases: Sequence[KVSegment],
-        commits: list[Callable[[], None]],
-    ) -> None:
-        self._engine = engine
-        self._template = template
-        self._known = known
-        self._bases = bases
-        self._commits = commits
-
-    def prefilled(self, job: Generation) -> None:
-        first, *rest = (len(part.tokens) for part in self._template.parts)
-        real = self._engine.cut(job, first, job.prompt_tokens)
-        ends = list(itertools.accumulate(rest, initial=0))
-        for index, (base, pool) in enumerate(zip(self._bases, self._known.pools, strict=True)):
-            start, middle, end = ends[2 * index : 2 * index + 3]
-            text, after = real.slice(start, middle), real.slice(middle, end)
-            kept = replace(base, keys_LTKd=base.keys_LTKd.to(base.values_LTKd.dtype))
-            anchor = Anchor(
-                kept, difference(text, base), difference(after, self._known.fixed[index])
-            )
-            self._commits.append(lambda pool=pool, anchor=anchor: pool.add(anchor))  # type: ignore[misc]
-
-    def ending(self, job: Generation) -> None:
-        """Nothing more is wanted."""
-
-
 def _has_placeholders(request: Request) -> bool:
     named = any(isinstance(part, Segment) and part.name for part in request.prompt)
     return bool(request.placeholders) or named
-
-
-def _last_computed(pieces: list[Piece]) -> list[Piece]:
-    last = pieces[-1]
-    if last.segment is None:
-        return pieces
-    kept = Piece(last.tokens[:-1], last.segment.slice(0, len(last.tokens) - 1))
-    return [*pieces[:-1], *([kept] if kept.tokens else []), Piece(last.tokens[-1:])]
 
 
 def _later(answer: Completion, seconds: float) -> Completion:

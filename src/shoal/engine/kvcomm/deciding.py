@@ -1,0 +1,90 @@
+"""Whether the texts of a call may be moved, and the prompt that moving them makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from shoal.engine.generation import Piece
+from shoal.engine.kvcomm.anchors import (
+    Anchor,
+    Comparison,
+    after_offset,
+    compare,
+    entropy,
+    text_offset,
+)
+from shoal.engine.kvcomm.policy import CommPolicy, Decision, Known
+from shoal.engine.kvcomm.templates import Template
+from shoal.engine.segments import KVSegment
+
+
+def decide(known: Known, bases: Sequence[KVSegment], policy: CommPolicy) -> Decision:
+    """Whether all texts of a call may be moved (equation 5, and the gate)."""
+    if not bases:
+        return Decision(False, "nothing in the prompt changes")
+    found = Decision(True, "anchors agree", anchors=policy.size)
+    for base, pool in zip(bases, known.pools, strict=True):
+        anchors = pool.usable(base)
+        if len(anchors) < 2:
+            return Decision(False, "fewer than two anchors are long enough")
+        seen = compare(base, anchors)
+        weights = seen.weights
+        found = Decision(
+            True,
+            found.why,
+            max(found.entropy, entropy(weights)),
+            max(found.distance, seen.relative),
+            min(found.anchors, len(anchors)),
+            (*found.seen, seen),
+        )
+        if entropy(weights) > policy.gamma * math.log2(len(anchors)):
+            return replace(found, move=False, why="the anchors do not agree on this text")
+        _count_uses(weights, anchors, policy.top_p)
+    if policy.gated and not known.gate.open:
+        return replace(found, move=False, why="looks found the approximation too far off")
+    if policy.gated and not known.gate.reaches(found.distance):
+        return replace(found, move=False, why="the text is too far from every anchor")
+    return found
+
+
+def _count_uses(weights_A: torch.Tensor, anchors: Sequence[Anchor], top_p: float) -> None:
+    order = weights_A.argsort(descending=True)
+    before = weights_A[order].cumsum(0) - weights_A[order]
+    for index in order[before < top_p].tolist():
+        anchors[index].uses += 1
+
+
+def put_together(
+    template: Template,
+    known: Known,
+    bases: Sequence[KVSegment],
+    seen: Sequence[Comparison],
+    policy: CommPolicy,
+) -> tuple[Piece, ...]:
+    """The prompt with moved texts; its last token is computed."""
+    parts = template.parts
+    pieces = [Piece(parts[0].tokens)]
+    for index, (base, pool) in enumerate(zip(bases, known.pools, strict=True)):
+        anchors = pool.usable(base)
+        after = parts[2 * index + 2]
+        moved = base.add(*text_offset(seen[index], anchors)) if policy.offsets else base
+        pieces.append(Piece(base.tokens, moved))
+        if policy.after == "computed":
+            pieces.append(Piece(after.tokens))
+            continue
+        fixed = known.fixed[index]
+        follows = fixed.add(*after_offset(seen[index], anchors)) if policy.offsets else fixed
+        pieces.append(Piece(after.tokens, follows))
+    return tuple(_last_computed([piece for piece in pieces if piece.tokens]))
+
+
+def _last_computed(pieces: list[Piece]) -> list[Piece]:
+    last = pieces[-1]
+    if last.segment is None:
+        return pieces
+    kept = Piece(last.tokens[:-1], last.segment.slice(0, len(last.tokens) - 1))
+    return [*pieces[:-1], *([kept] if kept.tokens else []), Piece(last.tokens[-1:])]
