@@ -299,7 +299,7 @@ async def contributions(bench: Bench, room: Room, found: dict[str, Arm]) -> None
     for observe, name in (("last", "MAC-SPGG, last seen"), ("all", "MAC-SPGG, all seen")):
         plays = list(found[name].plays)[:few]
         group = room.group(observe)  # type: ignore[arg-type]
-        worth = await marginals(group, plays, room.seeds[:few])
+        worth = await marginals(group, plays)
         scores = np.array([[turn.score for turn in one.turns] for one in plays])
         bench.arm(
             f"{name}: leave one out, {few} sums",

@@ -85,7 +85,7 @@ class Generations:
     def _wanted(self, sampling: Sampling) -> Sampling:
         """What is generated for these settings: as long as may be, and greedy is greedy."""
         seed = sampling.seed if sampling.temperature else 0
-        limit = self.longest if self._cuts else sampling.max_tokens
+        limit = max(self.longest, sampling.max_tokens) if self._cuts else sampling.max_tokens
         return replace(sampling, max_tokens=limit, seed=seed)
 
     async def _made(self, requests: list[Request]) -> Sequence[Completion | None]:
@@ -105,9 +105,7 @@ class Generations:
         if kept.decoded <= limit:
             return Spoken(kept.text, kept.decoded, kept.prompt_tokens, kept.whole)
         assert isinstance(self.engine, TokenCodec), "others are generated for their own limit"
-        text = self.engine.decode(kept.tokens[:limit])
-        if not kept.text.startswith(text):  # the cut is inside of a stop, or of a letter
-            text = kept.text if text.startswith(kept.text) else text.rstrip("\ufffd")
+        text = self.engine.decode(kept.tokens[:limit]).rstrip("\ufffd")  # half a letter
         return Spoken(text, limit, kept.prompt_tokens)
 
     def _key(self, prompt: Prompt, sampling: Sampling) -> str:
@@ -129,11 +127,11 @@ class Generations:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, **asdict(kept)}) + "\n")
+                file.write(f"\n{json.dumps({'key': key, **asdict(kept)})}\n")  # after half a line
 
 
 def _read(path: Path) -> list[tuple[str, _Kept]]:
-    """What a file has; a last line that was not written whole is left out."""
+    """What a file has; lines that were not written whole are left out."""
     found = []
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in lines:

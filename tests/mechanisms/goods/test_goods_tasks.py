@@ -81,7 +81,10 @@ async def test_a_shorter_answer_is_the_beginning_of_a_longer_one() -> None:
     engine = LocalEngine.open()
     known = Generations(engine, longest=24)
     prompt = (Segment("Once upon a time there was a"),)
-    for sampling in (Sampling(), Sampling(temperature=0.9, top_k=40, presence_penalty=0.4, seed=3)):
+    for sampling in (
+        Sampling(stop=(" named",)),
+        Sampling(temperature=0.9, top_k=40, presence_penalty=0.4, seed=3),
+    ):
         for limit in (24, 5, 11):
             asked = Sampling(**{**_fields(sampling), "max_tokens": limit})
             (cut,) = await known.generate([prompt], [asked])
@@ -98,7 +101,7 @@ def _fields(sampling: Sampling) -> dict[str, object]:
 
 async def test_what_was_generated_is_found_in_a_later_process(tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
-    prompt, sampling = (Segment("one two"),), Sampling(max_tokens=5, seed=1)
+    prompt, sampling = (Segment("one two"),), Sampling(max_tokens=5, temperature=1, seed=1)
     first = Generations(ScriptedEngine(), longest=5, path=path)
     (said,) = await first.generate([prompt], [sampling])
     with path.open("a", encoding="utf-8") as file:
@@ -106,8 +109,17 @@ async def test_what_was_generated_is_found_in_a_later_process(tmp_path: Path) ->
     later = Generations(ScriptedEngine(), longest=5, path=path)
     assert await later.generate([prompt], [sampling]) == [said]
     assert later.made == 0
-    await later.generate([prompt], [Sampling(max_tokens=5, seed=2)])
+    await later.generate([prompt], [Sampling(max_tokens=5, temperature=1, seed=2)])
     assert later.made == 1
+    last = Generations(ScriptedEngine(), longest=5, path=path)
+    await last.generate([prompt], [Sampling(max_tokens=5, temperature=1, seed=2)])
+    assert last.made == 0
+
+
+async def test_greedy_answers_are_the_same_whatever_the_seed() -> None:
+    known = Generations(ScriptedEngine("yes"), longest=5)
+    await known.generate([(Segment("one"),)] * 2, [Sampling(seed=1), Sampling(seed=2)])
+    assert known.made == 1
 
 
 async def test_an_answer_that_takes_too_long_is_none_and_others_are_not_lost() -> None:
@@ -116,7 +128,8 @@ async def test_an_answer_that_takes_too_long_is_none_and_others_are_not_lost() -
 
     known = Generations(ScriptedEngine(say, delay=0.05), longest=5, seconds=0.12)
     prompt = (Segment("one"),)
-    slow, quick = await known.generate([prompt] * 2, [Sampling(seed=1), Sampling(seed=0)])
+    warm = [Sampling(temperature=1, seed=seed) for seed in (1, 0)]
+    slow, quick = await known.generate([prompt] * 2, warm)
     assert (slow.text, quick.text) == (None, "yes")
 
 

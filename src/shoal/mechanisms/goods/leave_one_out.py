@@ -19,15 +19,14 @@ from shoal.mechanisms.goods.features import State
 from shoal.mechanisms.goods.sequence import Group, Play, play
 
 
-async def marginals(
-    group: Group, plays: Sequence[Play], seeds: Sequence[int] | None = None
-) -> NDArray[np.float64]:
-    """By how much each agent raised the last score, [B, n]; ``seeds`` as the plays had them.
+async def marginals(group: Group, plays: Sequence[Play]) -> NDArray[np.float64]:
+    """By how much each agent raised the last score, [B, n], with the plays' own seeds.
 
     The last agent's own is its score less that of the text before it. Not a number where the last
     score is none.
     """
     tasks = [one.task for one in plays]
+    seeds = [one.turns[0].sampling.seed // len(group.agents) for one in plays]
     last = np.array([_last(one) for one in plays])
     found = np.empty((len(plays), len(group.agents)))
     for place in range(len(group.agents)):
