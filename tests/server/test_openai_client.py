@@ -109,7 +109,7 @@ def test_every_option_reaches_the_engine(start: Start) -> None:
         logprobs=True,
         top_logprobs=3,
         user="someone",
-        presence_penalty=0,
+        presence_penalty=0.5,
         extra_body={
             "top_k": 5,
             "min_p": 0.1,
@@ -128,6 +128,7 @@ def test_every_option_reaches_the_engine(start: Start) -> None:
     sampling = request.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (9, 0.5, 0.8)
     assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (5, 0.1, 1.2)
+    assert sampling.presence_penalty == 0.5
     assert (sampling.stop, sampling.ignore_eos, sampling.min_tokens) == (("END",), True, 2)
     assert sampling.logprobs == 3 and sampling.seed >= 0
     assert request.grammar and request.grammar.value == ("a", "b")

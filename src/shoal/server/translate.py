@@ -202,6 +202,7 @@ def _sampling(body: Sampled, max_tokens: int, logprobs: int | None, seed: int) -
         top_k=max(0, body.top_k or 0),
         min_p=body.min_p or 0.0,
         repetition_penalty=body.repetition_penalty or 1.0,
+        presence_penalty=body.presence_penalty or 0.0,
         stop=tuple(body.stop),
         seed=seed,
         min_tokens=body.min_tokens or 0,

@@ -174,12 +174,14 @@ class Sampled(Strict):
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(ge=1e-3, le=100, allow_inf_nan=False)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
     guided_choice: list[Text] | None = None
     guided_regex: Text | None = None
     guided_json: dict[str, Any] | Text | None = None
     guided_grammar: Text | None = None
+    adapter: Text | None = None
     cache_salt: Text | None = None
     cache_scope: Literal["private", "shared"] | None = None
     reuse: Literal["off", "exact", "approx"] | None = None
