@@ -7,6 +7,7 @@ of 44 services. They are no part of what is indexed, so they are queries with kn
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,14 @@ class Example:
         """Which half of the services it is of: weights are fitted on one, tried on the other."""
         folder = self.tool.split(".")[1]
         return hashlib.sha256(folder.encode()).digest()[-1] % 2
+
+
+def repeats(example: Example, spec: ToolSpec) -> bool:
+    """Whether the tool's own texts hold the title or description, or the request its name."""
+    texts = f"{spec.description} {json.dumps(spec.parameters)}".lower()
+    said = (text.lower().rstrip(". ") for text in (example.title, example.description) if text)
+    named = spec.name.rsplit(".", 1)[-1].lower() in example.text(FULL).lower()
+    return named or any(text in texts for text in said)
 
 
 def operations(services: Sequence[str] | None = None) -> list[ToolSpec]:

@@ -17,7 +17,7 @@ from shoal.tools.retrieval.documents import document_of, operation_of
 from shoal.tools.retrieval.index import ToolIndex
 from shoal.tools.retrieval.settings import STAGES, Settings
 from toolbench import fitting, ranking
-from toolbench.corpus import FULL, STYLES, Example
+from toolbench.corpus import FULL, STYLES, Example, repeats
 
 SEARCHING = ("rewrite", "expand", "rerank", "fuse")
 """Stages of a search that can be left out of an index that is built."""
@@ -33,20 +33,19 @@ class Crossed:
     def places(self, indexes: Mapping[int, ToolIndex], style: str) -> NDArray[np.int64]:
         """Places for all requests; ``indexes`` are by the half that their weights are from."""
         parts = [
-            ranking.places(
-                indexes[1 - half], ranking.queries([x for x in some if x.text(style)], style)
-            )
-            for half, some in self.halves.items()
+            ranking.places(indexes[1 - half], ranking.queries(self.asking(style, half), style))
+            for half in self.halves
         ]
         return np.concatenate(parts)
 
+    def asking(self, style: str, half: int | None = None) -> list[Example]:
+        """Examples that have a text in a style, of one half or of both, in the order of places."""
+        halves = self.halves if half is None else (half,)
+        return [one for h in halves for one in self.halves[h] if one.text(style).strip()]
+
     def queries(self, style: str) -> list[tuple[str, str]]:
-        """The same requests in the same order."""
-        return [
-            pair
-            for some in self.halves.values()
-            for pair in ranking.queries([one for one in some if one.text(style)], style)
-        ]
+        """Requests of both halves in the order of places."""
+        return ranking.queries(self.asking(style), style)
 
     def built(
         self, settings: Mapping[int, Settings], embedder: Embedder | None
@@ -82,8 +81,9 @@ def one_need(
         asked = crossed.queries(style)
         found["plain BM25", style] = ranking.plain_bm25(specs, naive, asked)
         found["plain BM25, enriched", style] = ranking.plain_bm25(specs, full, asked)
+    parts = bench.pick(full=fitting.PARTS, smoke=fitting.PARTS[1::4])
     lexical = {
-        half: fitting.fit(specs, crossed.halves[half], None).settings
+        half: fitting.fit(specs, crossed.halves[half], None, parts).settings
         for half in bench.track((0, 1), "fitting without a model")
     }
     indexes = crossed.built(lexical, None)
@@ -113,7 +113,9 @@ def one_need(
             found["MiniLM", style] = crossed.places(indexes, style)
         bench.arm("MiniLM, cost", cpu_seconds=time.process_time() - started,
                   texts_embedded=float(minilm.computed))  # fmt: skip
-    report_one_need(bench, found, {"no model": lexical, "static vectors": static}, margin)
+    known = {spec.name: spec for spec in specs}
+    own = np.array([not repeats(one, known[one.tool]) for one in crossed.asking(FULL)])
+    report_one_need(bench, found, own, {"no model": lexical, "static vectors": static}, margin)
     return static
 
 
@@ -155,16 +157,14 @@ def ablations(
     for name, change in bench.track(list(parts.items()), "leaving out parts"):
         made = crossed.built({half: change(one) for half, one in static.items()}, embedder)
         found[name, FULL] = crossed.places(made, FULL)
-    asked = crossed.queries(FULL)
     found["as a whole request (plan)", FULL] = planned(crossed, indexes)
-    assert len(asked) == len(found["without enrich", FULL])
 
 
 def planned(crossed: Crossed, indexes: Mapping[int, ToolIndex]) -> NDArray[np.int64]:
     """Places where every request goes through "decompose", too, with the same number of tools."""
     out: list[int] = []
-    for half, some in crossed.halves.items():
-        for text, tool in ranking.queries([x for x in some if x.text(FULL)], FULL):
+    for half in crossed.halves:
+        for text, tool in ranking.queries(crossed.asking(FULL, half), FULL):
             names = indexes[1 - half].plan(text, 5).names
             out.append(names.index(tool) if tool in names else ranking.DEEP)
     return np.array(out)
@@ -173,9 +173,11 @@ def planned(crossed: Crossed, indexes: Mapping[int, ToolIndex]) -> NDArray[np.in
 def report_one_need(
     bench: Bench,
     found: Mapping[tuple[str, str], NDArray[np.int64]],
+    own: NDArray[np.bool_],
     settings: Mapping[str, Mapping[int, Settings]],
     margin: float,
 ) -> None:
+    """One arm for each way to search; ``own`` marks requests whose words no document repeats."""
     for name in dict.fromkeys(name for name, _ in found):
         metrics: dict[str, float | Interval] = {}
         for style in STYLES:
@@ -188,6 +190,7 @@ def report_one_need(
                     else ranking.recall(at, 5)
                 )
                 if style == FULL:
+                    metrics["recall_at_5_own_words"] = ranking.recall(at[own], 5)
                     metrics["recall_at_1"] = ranking.recall(at, 1)
                     metrics["recall_at_20"] = ranking.recall(at, 20)
                     metrics["ndcg_at_10"] = ranking.ndcg(at)
@@ -196,8 +199,8 @@ def report_one_need(
         for half, chosen in halves.items():
             bench.arm(
                 f"weights for {kind}, fitted on half {half}",
-                name=chosen.parts.name, service_name=chosen.parts.service,
-                arguments=chosen.parts.arguments, b=chosen.saturation.b, dense=chosen.dense,
+                name_words=chosen.parts.name, service_words=chosen.parts.service,
+                argument_words=chosen.parts.arguments, b=chosen.saturation.b, dense=chosen.dense,
                 service_votes=chosen.service, synonym=chosen.synonym,
             )  # fmt: skip
     base = ranking.hits(found["plain BM25", FULL])
