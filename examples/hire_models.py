@@ -1,6 +1,6 @@
 """Two copies of a model are hired to doubt sums: one writes the steps, the other may check it.
 
-    python examples/hire_models.py [--learn 30] [--ask 30] [--price 0.001] [--model NAME]
+    python examples/hire_models.py [--learn 24] [--ask 12] [--price 0.001] [--model NAME]
 
 Whether somebody's claim about a sum is true is known later, from reasoning-gym's own checker. What
 each copy's yes and no are worth at each effort is learnt from other sums.
@@ -82,8 +82,8 @@ async def main(learn: int, ask: int, price: float, model: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Hire two copies of a model.")
-    parser.add_argument("--learn", type=int, default=30)
-    parser.add_argument("--ask", type=int, default=30)
+    parser.add_argument("--learn", type=int, default=24)
+    parser.add_argument("--ask", type=int, default=12)
     parser.add_argument("--price", type=float, default=0.001)
     parser.add_argument("--model", default="smollm2-135m")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """Three calls of a model answer in turn; each is left out once, to see what its words were worth.
 
-    python examples/relay.py [--task sums|circuits] [--tasks 6] [--model NAME]
+    python examples/relay.py [--task sums|circuits] [--tasks 4] [--model NAME]
 
 Tasks are made and checked by reasoning-gym: sums of three digits, or small circuits of AND, NAND
 and XOR. A contribution is how right and how likely the answer becomes; rewards are those of a
@@ -93,7 +93,7 @@ async def main(kind: str, count: int, model: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Answer in turn, and leave each out once.")
     parser.add_argument("--task", choices=("sums", "circuits"), default="sums")
-    parser.add_argument("--tasks", type=int, default=6)
+    parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--model", default="smollm2-135m")
     options = parser.parse_args()
     asyncio.run(main(options.task, options.tasks, options.model))

@@ -28,6 +28,8 @@ ENDS = {
     "mechanisms.py": "3 mechanisms ran.",
     "find_tools.py": "searches for 2 agents over one index",
     "hire.py": "settlements are in the log",
+    "hire_models.py": "12 sums were asked about",
+    "relay.py": "4 settlements are in the log",
     "tools.py": "prompt tokens were known already",
     "two_depths.py": "3 models in",
     "score_calls.py": "4 answers scored.",
