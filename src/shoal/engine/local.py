@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from llguidance import LLTokenizer
 from numpy.typing import NDArray
 
 from shoal.core.errors import ContextOverflow, EngineError, ShoalError
@@ -24,19 +23,17 @@ from shoal.core.protocols import (
     EngineInfo,
     EngineLoad,
     ErrorKind,
-    Grammar,
     OnDelta,
     Prompt,
     Request,
     Sampling,
     Score,
-    Segment,
 )
-from shoal.core.records import Message, ToolSpec
+from shoal.core.records import ToolSpec
 from shoal.engine.adapters import EngineAdapters, Resident
 from shoal.engine.compute import compute
 from shoal.engine.generation import Composition, Generation, HiddenStates, Piece, Reuse
-from shoal.engine.grammar import Constraint, vocabulary
+from shoal.engine.intake import Intake
 from shoal.engine.pool import KVPool
 from shoal.engine.scheduler import Job, Scheduler
 from shoal.engine.segments import KVSegment, cut
@@ -84,7 +81,7 @@ class LocalEngine:
         self._stepper = Stepper(model, self._pool, self._scheduler, self.adapters)
         self._packed = model.decoder.kernels == "packed"
         self._how = "packed weights in small steps" if self._packed else "exact"
-        self._vocabulary: LLTokenizer | None = None
+        self._intake = Intake(model, slots=self._pool.slots.capacity, sharing=sharing)
         self._failure: str | None = None
         self._stepping = False
 
@@ -238,7 +235,7 @@ class LocalEngine:
         """See :meth:`shoal.core.protocols.Engine.score`; through an adapter where one is named."""
         resident = None if adapter is None else self.adapters.find(adapter)
         tokenizer = self.model.tokenizer
-        prompt = self._encode(prefix, salt=salt)
+        prompt = self._intake.encode(prefix, salt=salt)
         if not prompt:
             raise EngineError("A score needs a prefix of at least one token.")
         endings = [tokenizer.encode(text, special=False, salt=salt) for text in candidates]
@@ -262,13 +259,13 @@ class LocalEngine:
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Exact count, chat template included."""
-        return len(self._encode(prompt))
+        return len(self._intake.encode(prompt))
 
     def encode(
         self, prompt: Prompt, salt: str = "", *, tools: tuple[ToolSpec, ...] = ()
     ) -> list[int]:
         """See :meth:`shoal.core.protocols.TokenCodec.encode`; ``tools`` are part of a prompt."""
-        return self._encode(prompt, tools=tools, salt=salt)
+        return self._intake.encode(prompt, tools=tools, salt=salt)
 
     @property
     def token_bytes(self) -> int:
@@ -277,7 +274,7 @@ class LocalEngine:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See :meth:`shoal.core.protocols.TokenCodec.decode`."""
-        self._check_tokens(tokens)
+        self._intake.check_tokens(tokens)
         return self.model.tokenizer.decode(tokens)
 
     async def close(self) -> None:
@@ -285,27 +282,6 @@ class LocalEngine:
         await asyncio.wrap_future(compute.future(lambda: self._abandon("The engine is closed.")))
 
     # -- from requests to jobs ------------------------------------------------------------
-
-    def _encode(
-        self, prompt: Prompt, *, tools: tuple[ToolSpec, ...] = (), salt: str = ""
-    ) -> list[int]:
-        tokenizer, chat = self.model.tokenizer, self.model.chat
-        if prompt and isinstance(prompt[0], Message):
-            messages = [part for part in prompt if isinstance(part, Message)]
-            if tools and not chat.knows_tools:
-                raise EngineError(
-                    f"The chat template of {self.model.name} ignores tools: describe them in a "
-                    "message, or take a model that was trained to call tools."
-                )
-            return chat.encode(messages, tokenizer, tools=tools, salt=salt)
-        tokens: list[int] = []
-        for part in prompt:
-            assert isinstance(part, Segment), "a prompt is all messages or all segments"
-            if not tokens and part.tokens is None and tokenizer.bos_id is not None:
-                tokens.append(tokenizer.bos_id)
-            known = part.tokens
-            tokens += tokenizer.encode(part.text, salt=salt) if known is None else known
-        return tokens
 
     def _generation(
         self,
@@ -317,15 +293,15 @@ class LocalEngine:
     ) -> Generation:
         request, pieces = composition.request, composition.pieces
         if pieces:
-            self._check_pieces(pieces)
+            self._intake.check_pieces(pieces)
             tokens = [token for piece in pieces for token in piece.tokens]
             if len(pieces) == 1:  # the last piece is private: it need not be the whole prompt
                 pieces = (Piece(tuple(tokens[:-1])), Piece(tuple(tokens[-1:])))
         else:
-            tokens = self._encode(request.prompt, tools=request.tools, salt=request.salt)
+            tokens = self._intake.encode(request.prompt, tools=request.tools, salt=request.salt)
         if not tokens:
             raise EngineError("The prompt is empty: give at least one token.")
-        self._check_tokens(tokens)
+        self._intake.check_tokens(tokens)
         resident = None if request.adapter is None else self.adapters.find(request.adapter)
         if resident is not None:
             if any(piece.segment is not None for piece in pieces):
@@ -334,7 +310,7 @@ class LocalEngine:
                     f"prompt without moved pieces, or without the adapter {request.adapter!r}."
                 )
             request = replace(request, salt=resident.scope(request.salt))
-        room = self._room(len(tokens))
+        room = self._intake.room(len(tokens))
 
         def on_text(piece: str, new: tuple[int, ...]) -> None:
             if on_delta is not None:
@@ -347,7 +323,7 @@ class LocalEngine:
             max_new=min(request.sampling.max_tokens, room),
             stream=self.model.tokenizer.stream(),
             eos_ids=self.model.tokenizer.eos_ids,
-            constraint=self._constraint(request.grammar),
+            constraint=self._intake.constraint(request.grammar),
             on_text=on_text,
             on_done=lambda completion: _call(
                 loop, lambda: _resolve(answer, self._told(completion))
@@ -362,21 +338,6 @@ class LocalEngine:
             self.reuse.welcome(job)
         return job
 
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        if any(not 0 <= token < self.model.config.vocab for token in tokens):
-            raise EngineError(f"A token id lies outside the vocabulary of {self.model.name}.")
-
-    def _check_pieces(self, pieces: Sequence[Piece]) -> None:
-        moved = [piece.segment for piece in pieces if piece.segment is not None]
-        if moved and not self._scheduler.sharing:
-            raise EngineError("An engine that shares nothing cannot move keys and values.")
-        if any(segment.fingerprint != self.model.fingerprint for segment in moved):
-            raise EngineError(
-                f"A piece was computed by another model than {self.model.name}: compute it again."
-            )
-        if pieces[-1].segment is not None or not pieces[-1].tokens:
-            raise EngineError("The last piece of a prompt must be computed: give it a token.")
-
     def _told(self, completion: Completion) -> Completion:
         """The completion with how it was computed."""
         usage, how = completion.usage, self._how
@@ -386,31 +347,6 @@ class LocalEngine:
             if usage.repaired_tokens:
                 how += f", {usage.repaired_tokens} of them computed again"
         return replace(completion, how=how)
-
-    def _room(self, prompt: int) -> int:
-        """Tokens that can follow a prompt of this length; raises where none can."""
-        context, slots = self.model.config.context, self._pool.slots.capacity
-        if prompt >= context:
-            raise ContextOverflow(
-                f"The prompt has {prompt} tokens, but the context of {self.model.name} holds "
-                f"{context}: shorten it or split it into chunks."
-            )
-        if prompt >= slots:
-            raise EngineError(
-                f"The prompt has {prompt} tokens, but the KV cache holds {slots}: "
-                "give the engine more memory (--kv-memory)."
-            )
-        return min(context, slots) - prompt
-
-    def _constraint(self, grammar: Grammar | None) -> Constraint | None:
-        if grammar is None:
-            return None
-        if self._vocabulary is None:
-            tokenizer = self.model.tokenizer
-            self._vocabulary = vocabulary(
-                tokenizer.backend, size=self.model.config.vocab, eos=min(tokenizer.eos_ids)
-            )
-        return Constraint(self._vocabulary, grammar)
 
     async def _hidden(
         self,
@@ -422,7 +358,7 @@ class LocalEngine:
         if not suffixes:
             return []
         for suffix in suffixes:
-            self._room(len(prefix) + len(suffix) - 1)
+            self._intake.room(len(prefix) + len(suffix) - 1)
         if (need := len(prefix) + sum(map(len, suffixes))) > self._pool.slots.capacity:
             raise EngineError(
                 f"Scoring {len(suffixes)} texts at once needs {need} cached tokens, but the KV "
