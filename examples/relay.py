@@ -2,9 +2,9 @@
 
     python examples/relay.py [--task sums|circuits] [--tasks 4] [--model NAME]
 
-Tasks are made and checked by reasoning-gym: sums of three digits, or small circuits of AND, NAND
-and XOR. A contribution is how right and how likely the answer becomes; rewards are those of a
-public goods game in which tokens are the effort.
+Tasks are made and checked by reasoning-gym: sums of three digits, or small circuits of gates. A
+contribution is how right and how likely the answer becomes; rewards are those of a public goods
+game in which tokens are the effort.
 """
 
 from __future__ import annotations
