@@ -29,6 +29,12 @@ def serve(
     upstream: str = typer.Option(
         "", help="Plan and pass on to this OpenAI-compatible endpoint instead."
     ),
+    adapters: Path | None = typer.Option(
+        None, help="Folder of adapters: NAME.safetensors of shoal, or NAME/ as PEFT writes it."
+    ),
+    adapter_memory: int = typer.Option(
+        256, min=1, help="Assembled adapters that are kept, in MiB, beside what they store."
+    ),
     concurrency: int = typer.Option(64, min=1, help="Requests at the endpoint at a time."),
     dtype: str = typer.Option("bf16", help="bf16, fp32 (exact, slower) or packed (faster alone)."),
     kv_memory: int = typer.Option(1024, help="KV cache at most, in MiB."),
@@ -71,6 +77,8 @@ def serve(
                     kv_bytes=kv_memory << 20,
                     progress=progress,
                 )
+        if adapters is not None:
+            _load_adapters(engine, adapters, adapter_memory << 20)
         name = engine.info.model
         errors.print(f"Serving {name} at {address_of(sock)} (Ctrl-C stops)", highlight=False)
         limits = ServerLimits(
@@ -95,6 +103,26 @@ def _opener(model: str) -> Callable[..., Engine]:
     from shoal.engine.open import open_engine
 
     return open_engine
+
+
+def _load_adapters(engine: Engine, folder: Path, limit_bytes: int) -> None:
+    """Give an engine a folder's adapters, and say how much they take."""
+    from shoal.engine.compute import compute
+    from shoal.engine.local import LocalEngine
+
+    if not isinstance(engine, LocalEngine):
+        raise ConfigError(
+            f"--adapters needs a model in this process, but {engine.info.model} is elsewhere: "
+            "load them there, and name them as models."
+        )
+    found = engine.adapters
+    found.bank.limit_bytes = limit_bytes
+    compute.call(lambda: found.load_folder(folder))
+    each = found.resident_bytes / len(found.names) / 2**20
+    errors.print(
+        f"{len(found.names)} adapters, {each:.1f} MiB each: {', '.join(found.names)}",
+        highlight=False,
+    )
 
 
 def _in_front_of(upstream: str, model_name: str, concurrency: int) -> Engine:

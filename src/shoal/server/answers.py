@@ -148,6 +148,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "shoal"
     max_model_len: int | None = None
+    parent: str | None = None
 
 
 class ModelList(BaseModel):

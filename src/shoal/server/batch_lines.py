@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +18,7 @@ from shoal.core.errors import InputError, ShoalError, nearest
 from shoal.core.protocols import Completion, EngineInfo, Prompt, Score, Segment
 from shoal.core.rng import seed_of
 from shoal.engine.batch.jobs import Asked, Response, Scored, Task
+from shoal.server.adapters import adapter_of, id_of, through
 from shoal.server.errors import ApiError, error_body, from_completion, from_engine, invalid
 from shoal.server.shapes import ChatShape, TextShape
 from shoal.server.translate import chat_talk, message_of, talk_requests, text_requests
@@ -86,12 +87,14 @@ class Reading:
 
     model   the name answers carry, and that bodies must have; ``any_model`` lets it differ
     salt    scope of what the lines share in the engine
+    adapters  those of the engine
     """
 
     model: str
     info: EngineInfo
     salt: str = ""
     any_model: bool = False
+    adapters: tuple[str, ...] = ()
 
 
 def read_lines(data: bytes, reading: Reading, url: str | None = None) -> list[Task]:
@@ -140,15 +143,29 @@ def _task(number: int, raw: dict[str, Any], reading: Reading, url: str | None) -
     if url not in (None, line.url):
         raise ApiError(400, f"url: this batch is for {url!r}, not {line.url!r}.", param="url")
     body = {"model": reading.model} | line.body
-    if body["model"] != reading.model and not reading.any_model:
-        raise ApiError(
-            400, f"body.model: this engine runs {reading.model!r}, not {body['model']!r}."
-        )
+    adapter = body.get("adapter")
+    if not reading.any_model:
+        adapter = _adapter(body, reading)
+        if adapter is not None and line.url == SCORES:
+            raise ApiError(400, "body.model: scores are the model's own, without an adapter.")
+        reading = replace(reading, model=id_of(reading.model, adapter))
     if body.get("stream"):
         raise ApiError(400, "body.stream: a batch cannot stream.", param="stream")
     if body.get("seed") is None and line.url != SCORES:  # a resumed job draws as the first did
         body["seed"] = seed_of("batch", line.custom_id)
-    return Task(line.custom_id, _WORK[line.url](body, reading), _failed)
+    work = _WORK[line.url](body, reading)
+    if isinstance(work, Asked):
+        work = replace(work, requests=tuple(through(work.requests, adapter)))
+    return Task(line.custom_id, work, _failed)
+
+
+def _adapter(body: dict[str, Any], reading: Reading) -> str | None:
+    """The adapter a line means; raises :class:`ApiError` for a model that does not run here."""
+    model, adapter = body["model"], body.get("adapter")
+    own = model == reading.model or model.removeprefix(f"{reading.model}:") in reading.adapters
+    if not isinstance(model, str) or not own:
+        raise ApiError(400, f"body.model: this engine runs {reading.model!r}, not {model!r}.")
+    return adapter_of(model, adapter, reading.model, reading.adapters)
 
 
 def _plain(number: int, raw: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from shoal.core.protocols import Engine
 from shoal.engine.batch.jobs import Response, Task, result_line
 from shoal.engine.batch.journal import Journal
 from shoal.engine.batch.runner import BatchRun
+from shoal.server.adapters import names_of
 from shoal.server.batch_lines import LineError, Reading, read_lines
 from shoal.server.batch_store import OPEN, BatchCard, BatchStore, Counts, Fault, Faults, Status
 from shoal.server.tenants import Tenant
@@ -133,7 +134,8 @@ class BatchWorker:
             journal.path.unlink(missing_ok=True)
 
     def _read(self, store: BatchStore, card: BatchCard) -> list[Task]:
-        reading = Reading(self._model, self._engine.info, store.tenant.salt)
+        adapters = names_of(self._engine)
+        reading = Reading(self._model, self._engine.info, store.tenant.salt, adapters=adapters)
         tasks = read_lines(store.content(card.input_file_id), reading, card.endpoint)
         self._counts[card.id] = Counts(total=len(tasks))
         return tasks

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HTTPRequest
 
 from shoal.models import embedder
+from shoal.server.adapters import id_of
 from shoal.server.answers import ModelCard, ModelList
 from shoal.server.errors import ApiError
 from shoal.server.service import Service, tenant_of
@@ -15,8 +16,12 @@ def router(service: Service) -> APIRouter:
     """The routes over one service."""
     routes = APIRouter()
 
-    def card(name: str, tokens: int | None) -> ModelCard:
-        return ModelCard(id=name, created=service.created, max_model_len=tokens)
+    def card(name: str, tokens: int | None, parent: str | None = None) -> ModelCard:
+        return ModelCard(id=name, created=service.created, max_model_len=tokens, parent=parent)
+
+    def through_adapter(adapter: str) -> ModelCard:
+        tokens = service.engine.info.context_tokens
+        return card(id_of(service.model_name, adapter), tokens, service.model_name)
 
     @routes.get("/health")
     async def health() -> dict[str, str]:
@@ -32,14 +37,17 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> ModelList:
-        """The model that answers: clients take the first, or the only one there is."""
-        return ModelList(data=[card(service.model_name, service.engine.info.context_tokens)])
+        """The model that answers, then each of its adapters: clients take the first."""
+        own = card(service.model_name, service.engine.info.context_tokens)
+        return ModelList(data=[own, *map(through_adapter, service.adapters)])
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> ModelCard:
         if name == embedder.NAME and embedder.available():
             return card(name, embedder.MAX_TOKENS)
-        service.check_model(name)
+        adapter = service.adapter_of(name)
+        if adapter is not None:
+            return through_adapter(adapter)
         return card(name, service.engine.info.context_tokens)
 
     return routes

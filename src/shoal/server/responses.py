@@ -12,6 +12,7 @@ from fastapi import Request as HTTPRequest
 
 from shoal.core.ids import new_id
 from shoal.core.records import Message, ToolCall
+from shoal.server.adapters import id_of, through
 from shoal.server.errors import ApiError
 from shoal.server.response_shape import ResponseShape
 from shoal.server.response_store import ResponseStore, Stored
@@ -48,7 +49,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/responses", response_model=ResponseObject)
     async def create(body: ResponseBody, http: HTTPRequest) -> Response:
-        service.check_model(body.model)
+        adapter = service.adapter_of(body.model, body.adapter)
         scope = tenant_of(http).salt
         earlier: tuple[Message, ...] = ()
         if body.previous_response_id is not None:
@@ -72,7 +73,7 @@ def router(service: Service) -> APIRouter:
             grammar=grammar_of(body, _format(body)),
             use=_use(body),
         )
-        asked = _asked(body, service.model_name)
+        asked = _asked(body, id_of(service.model_name, adapter))
 
         def keep(response: ResponseObject) -> None:
             if asked.store:
@@ -83,7 +84,7 @@ def router(service: Service) -> APIRouter:
 
         shape = ResponseShape(asked, talk.use.names if talk.use else frozenset(), keep)
         requests = talk_requests(body, talk, scope, service.engine.info)
-        requests = allowed(requests, body, tenant_of(http))
+        requests = through(allowed(requests, body, tenant_of(http)), adapter)
         return await service.respond(http, requests, shape, stream=bool(body.stream))
 
     @routes.get("/v1/responses/{response_id}", response_model=ResponseObject)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from fastapi import Request as HTTPRequest
 from fastapi import Response
 
-from shoal.core.errors import nearest
 from shoal.core.protocols import Completion, Engine, OnDelta, Request
+from shoal.server.adapters import adapter_of, names_of
 from shoal.server.admission import Gate
-from shoal.server.errors import ApiError, from_completion
+from shoal.server.errors import from_completion
 from shoal.server.metrics import Meters
 from shoal.server.shapes import Shape
 from shoal.server.streaming import ClientGone, EventStream, Live, unless_gone
@@ -59,12 +59,17 @@ class Service:
         )
         self.meters = Meters(engine, self.gate)
 
-    def check_model(self, name: str) -> None:
-        """Raise 404 for a model that is not served here."""
-        if name != self.model_name:
-            guess = nearest(name, [self.model_name]) or f" It serves {self.model_name!r}."
-            message = f"This server has no model {name!r}.{guess}"
-            raise ApiError(404, message, param="model", code="model_not_found")
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Adapters that requests can name."""
+        return names_of(self.engine)
+
+    def adapter_of(self, model: str, adapter: str | None = None) -> str | None:
+        """The adapter a body means, None for the model itself.
+
+        Raises :class:`ApiError`: 404 for a model or adapter that is not served here.
+        """
+        return adapter_of(model, adapter, self.model_name, self.adapters)
 
     async def generate(
         self, tenant: Tenant, requests: Sequence[Request], on_delta: OnDelta | None = None

@@ -52,7 +52,7 @@ def router(service: Service) -> APIRouter:
 
     def codec(model: str | None) -> TokenCodec:
         if model is not None:
-            service.check_model(model)
+            service.adapter_of(model)
         if not isinstance(engine, TokenCodec):
             message = f"The tokens of {service.model_name} are not known here: ask its endpoint."
             raise ApiError(404, message)

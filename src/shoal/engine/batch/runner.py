@@ -137,7 +137,8 @@ class Prepared:
         for request, tokens in zip(work.requests, encoded, strict=True):
             if 0 < len(tokens) < room:
                 answer = min(request.sampling.max_tokens, room - len(tokens))
-                self._add(index, tokens, request.salt, answer, request)
+                scope = f"{request.salt}/{request.adapter}" if request.adapter else request.salt
+                self._add(index, tokens, scope, answer, request)
 
     def _add(
         self, index: int, tokens: Sequence[int], scope: str, answer: int, request: Request | None
