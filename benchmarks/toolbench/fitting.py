@@ -1,8 +1,8 @@
 """Weights fitted on some services and tried on the others: a small grid, decided beforehand.
 
 Three choices one after the other, each by recall at 5 averaged over the styles of requests: the
-weights of a document's parts with BM25 alone, then the weight of the cosine with that of the
-service, then the weight of synonyms.
+weights of a document's parts with BM25 alone, then the weights of the cosine, of the verb and of
+the service together, then the weight of synonyms.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ PARTS = tuple(
     for name, service, arguments in ((1, 1, 1), (2, 2, 0.5), (2, 2, 0.3), (3, 2, 0.3), (3, 3, 0.3))
     for b in (0.75, 0.5)
 )
-DENSE = (0.0, 0.15, 0.3, 0.6, 0.9, 1.2, 2.0)
-SERVICE = (0.0, 0.1, 0.2, 0.4)
+DENSE = (0.0, 0.15, 0.3, 0.6, 0.9, 1.2)
+VERB = (0.0, 0.15, 0.3, 0.5)
+SERVICE = (0.0, 0.1)
 SYNONYM = (0.0, 0.15, 0.3)
 
 
@@ -50,25 +51,24 @@ def fit(
     parts: Sequence[tuple[PartWeights, Saturation]] = PARTS,
 ) -> Fit:
     """The best settings of the grid for these requests; ties go to the first."""
-    settings = Settings(dense=0, service=0, synonym=0)
+    plain = Settings(dense=0.0, verb=0.0, service=0.0, synonym=0.0)
     scored: list[tuple[float, Settings]] = []
     for weights, saturation in parts:
-        now = replace(settings, parts=weights, saturation=saturation)
-        scored.append((_recall(_index(specs, now, None), some, now, [(0.0, 0.0)], 0.0)[0], now))
+        now = replace(plain, parts=weights, saturation=saturation)
+        scored.append((_recalls(_index(specs, now, None), some, [now])[0], now))
     best = max(scored, key=lambda pair: pair[0])[1]
     index = _index(specs, replace(best, dense=1.0), embedder)
     grid = [
-        (dense, service)
-        for dense in DENSE[: 1 if embedder is None else None]
+        replace(best, dense=dense, verb=verb, service=service)
+        for dense in (DENSE if embedder is not None else DENSE[:1])
+        for verb in VERB
         for service in SERVICE
     ]
-    values = _recall(index, some, best, grid, 0.0)
-    dense, service = grid[int(np.argmax(values))]
-    best = replace(best, dense=dense, service=service)
-    scored = [
-        (_recall(index, some, best, [(dense, service)], synonym)[0], replace(best, synonym=synonym))
-        for synonym in SYNONYM
-    ]
+    best = grid[int(np.argmax(_recalls(index, some, grid)))]
+    scored = []
+    for synonym in SYNONYM:
+        now = replace(best, synonym=synonym)
+        scored.append((_recalls(index, some, [now])[0], now))
     value, settings = max(scored, key=lambda pair: pair[0])
     return Fit(settings, value)
 
@@ -79,33 +79,22 @@ def _index(specs: Sequence[ToolSpec], settings: Settings, embedder: Embedder | N
     return index
 
 
-def _recall(
-    index: ToolIndex,
-    some: Sequence[Example],
-    settings: Settings,
-    grid: Sequence[tuple[float, float]],
-    synonym: float,
-) -> list[float]:
-    """Recall at 5 for every (dense, service) of a grid: searched once, fused and ranked anew."""
+def _recalls(index: ToolIndex, some: Sequence[Example], grid: Sequence[Settings]) -> list[float]:
+    """Recall at 5 for all settings of a grid: searched once, fused and ranked anew for each.
+
+    All have one weight of synonyms, which the search uses.
+    """
     shelf: Any = index._shelves
-    kept = shelf.settings
+    searching = replace(shelf.settings, synonym=grid[0].synonym)
     total = np.zeros(len(grid))
-    count = 0
-    try:
-        for style in STYLES:
-            for text, tool in ranking.queries(some, style):
-                if not text:
-                    continue
-                lookup = Lookup(text, 5)
-                lookup = stages.rewrite(lookup, shelf)
-                lookup = replace(lookup, steps=(expand(lookup.request, synonym),))
-                shelf.settings = replace(settings, dense=kept.dense)
-                lookup = stages.search(lookup, shelf)
-                count += 1
-                for column, (dense, service) in enumerate(grid):
-                    shelf.settings = replace(settings, dense=dense, service=service)
-                    found = stages.fit(stages.rerank(stages.fuse(lookup, shelf), shelf), shelf)
-                    total[column] += tool in {shelf.at(slot).name for slot, _, _ in found.chosen}
-    finally:
-        shelf.settings = kept
-    return [float(value) for value in total / max(count, 1)]
+    asked = [pair for style in STYLES for pair in ranking.queries(some, style) if pair[0].strip()]
+    for text, tool in asked:
+        shelf.settings = searching
+        lookup = stages.rewrite(Lookup(text, 5), shelf)
+        lookup = replace(lookup, steps=(expand(lookup.request, searching.synonym),))
+        lookup = stages.search(lookup, shelf)
+        for column, shelf.settings in enumerate(grid):
+            found = stages.fit(stages.rerank(stages.fuse(lookup, shelf), shelf), shelf)
+            total[column] += tool in {shelf.at(slot).name for slot, _, _ in found.chosen}
+    shelf.settings = searching
+    return [float(value) for value in total / max(len(asked), 1)]

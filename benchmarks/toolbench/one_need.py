@@ -140,6 +140,7 @@ def ablations(
     again = {
         f"without {stage}": without(stage) for stage in ("rewrite", "expand", "rerank", "fuse")
     }
+    again["without verbs of names"] = lambda settings: replace(settings, verb=0.0)
     again["without service votes"] = lambda settings: replace(settings, service=0.0)
     again["without vectors"] = lambda settings: replace(settings, dense=0.0)
     for name, change in bench.track(list(again.items()), "leaving out stages"):
@@ -201,6 +202,7 @@ def report_one_need(
                 f"weights for {kind}, fitted on half {half}",
                 name_words=chosen.parts.name, service_words=chosen.parts.service,
                 argument_words=chosen.parts.arguments, b=chosen.saturation.b, dense=chosen.dense,
+                verb=chosen.verb,
                 service_votes=chosen.service, synonym=chosen.synonym,
             )  # fmt: skip
     base = ranking.hits(found["plain BM25", FULL])

@@ -13,6 +13,8 @@ from shoal.tools.retrieval.requests import (
     decompose,
     expand,
     rewrite,
+    verb_of_operation,
+    verbs_of_request,
 )
 
 
@@ -101,3 +103,24 @@ def test_verbs_of_people_bring_those_of_interfaces() -> None:
 def test_only_the_beginning_of_an_endless_request_is_read() -> None:
     assert len(rewrite("word " * 1_000_000)) <= LONGEST
     assert len(decompose(rewrite("create x and " * 100_000))) == MOST_STEPS
+
+
+@pytest.mark.parametrize(
+    ("operation", "verb"),
+    [
+        ("BatchGetItem", "get"),
+        ("files.list", "list"),
+        ("create-for-org", "create"),
+        ("AdminDeleteUser", "delete"),
+        ("Frobnicate", "frobnicate"),
+        ("", ""),
+    ],
+)
+def test_the_verb_of_an_operation(operation: str, verb: str) -> None:
+    assert verb_of_operation(operation) == verb
+
+
+def test_the_verbs_that_a_tool_for_a_step_may_have() -> None:
+    assert verbs_of_request("deletes the table") == (("delete", 1.0),)
+    assert dict(verbs_of_request("remove an item")) == {"remove": 1.0, "delete": 0.5}
+    assert verbs_of_request("the costs of my account this month") == ()

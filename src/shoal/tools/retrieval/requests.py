@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from shoal.tools.retrieval.words import STOP
+from shoal.tools.text import words_of
 
 LONGEST = 4_000
 """Characters of a request that are read."""
@@ -44,6 +45,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "build": ("create",),
     "change": ("update", "modify"),
     "configure": ("put", "update", "set"),
+    "describe": ("get", "list"),
     "display": ("describe", "get", "list"),
     "edit": ("update", "modify"),
     "enumerate": ("list", "describe"),
@@ -52,7 +54,9 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "find": ("list", "describe", "search"),
     "halt": ("stop",),
     "kill": ("terminate", "delete"),
+    "get": ("describe", "list"),
     "launch": ("run", "start", "create"),
+    "list": ("describe", "get"),
     "make": ("create",),
     "modify": ("update",),
     "remove": ("delete",),
@@ -155,6 +159,25 @@ def expand(step: str, weight: float) -> Step:
             if form in SYNONYMS:
                 return Step(step, (), tuple((verb, weight) for verb in SYNONYMS[form]))
     return Step(step)
+
+
+def verb_of_operation(operation: str) -> str:
+    """The verb in an operation's name: of ``BatchGetItem`` get, of ``files.list`` list."""
+    words = [word.lower() for word in words_of(operation.rsplit(".", 1)[-1])]
+    return next((word for word in words if word in VERBS), words[0] if words else "")
+
+
+def verbs_of_request(step: str) -> tuple[tuple[str, float], ...]:
+    """The verbs that a tool for a step may have: the step's own counts 1, those of interfaces
+    for it count half.
+
+    The step's own is its first verb, if one is among its first words.
+    """
+    for word in re.findall(r"[a-z]+", step.lower())[:4]:
+        for form in _bare(word):
+            if form in VERBS:
+                return ((form, 1.0), *((other, 0.5) for other in SYNONYMS.get(form, ())))
+    return ()
 
 
 class Speller:

@@ -25,6 +25,7 @@ class Settings:
     dense       weight of the cosine beside BM25 over its largest score ("fuse"); 0 without vectors
     candidates  tools that each leg brings to the fusion
     synonym     weight of a verb that stands for one of the request ("expand")
+    verb        weight of a name that has the request's verb ("rerank")
     service     weight of how many good candidates a tool's service has ("rerank")
     success     weight of how a tool's calls ended so far ("rerank")
     """
@@ -35,6 +36,7 @@ class Settings:
     dense: float = 0.6
     candidates: int = 100
     synonym: float = 0.3
+    verb: float = 0.2
     service: float = 0.2
     success: float = 0.15
 

@@ -21,7 +21,12 @@ from shoal.tools.retrieval.dense import Dense
 from shoal.tools.retrieval.documents import ToolDocument, counts_of, document_of, operation_of
 from shoal.tools.retrieval.ledger import Ledger
 from shoal.tools.retrieval.lexical import Lexical
-from shoal.tools.retrieval.requests import Spell, Speller
+from shoal.tools.retrieval.requests import (
+    Spell,
+    Speller,
+    verb_of_operation,
+    verbs_of_request,
+)
 from shoal.tools.retrieval.settings import Settings
 from shoal.tools.retrieval.words import STOP, Analyser
 
@@ -59,6 +64,8 @@ class Shelves:
         self._free: list[int] = []
         self._service_numbers: dict[str, int] = {}
         self._services_S = np.zeros(0, np.int32)
+        self._verb_numbers: dict[str, int] = {}
+        self._verbs_S = np.zeros(0, np.int32)
         self._success_S = np.zeros(0, np.float32)
         self._operations: dict[str, set[int]] = {}
         self._vectors: OrderedDict[str, Floats] = OrderedDict()
@@ -131,6 +138,7 @@ class Shelves:
         if more > 0:
             more = max(more, len(self._services_S) // 4)
             self._services_S = np.pad(self._services_S, (0, more))
+            self._verbs_S = np.pad(self._verbs_S, (0, more))
             self._success_S = np.pad(self._success_S, (0, more))
 
     def _embedded(self, documents: Sequence[ToolDocument]) -> Floats | None:
@@ -178,6 +186,8 @@ class Shelves:
         self._entries[slot] = entry
         self._places[entry.name] = slot
         self._services_S[slot] = entry.service
+        verb = verb_of_operation(operation_of(entry.name))
+        self._verbs_S[slot] = self._verb_numbers.setdefault(verb, len(self._verb_numbers))
         self._success_S[slot] = self._ledger.of(entry.name, entry.version).success
         for name in {entry.name.lower(), operation_of(entry.name).lower()}:
             self._operations.setdefault(name, set()).add(slot)
@@ -229,6 +239,14 @@ class Shelves:
     def services(self, slots: Slots) -> NDArray[np.int32]:
         """Numbers [N] of the services of slots."""
         return self._services_S[slots]
+
+    def verb_match(self, text: str, slots: Slots) -> Floats:
+        """How well the verbs of tools' names [N] fit a text: 1 its verb, 0.5 a like one, or 0."""
+        fits = np.zeros(len(self._verb_numbers) + 1, np.float32)
+        for verb, weight in verbs_of_request(text):
+            if verb in self._verb_numbers:
+                fits[self._verb_numbers[verb]] = weight
+        return fits[self._verbs_S[slots]]
 
     def success(self, slots: Slots) -> Floats:
         """How calls of the tools in slots [N] ended so far, from -1 to 1."""

@@ -74,6 +74,10 @@ class Shelf(Protocol):
         """A number for the service of each slot."""
         ...
 
+    def verb_match(self, text: str, slots: Slots) -> Floats:
+        """How well the verb of each tool's name fits what a text asks for, from 0 to 1."""
+        ...
+
     def success(self, slots: Slots) -> Floats:
         """From -1 (its calls fail) over 0 (unknown) to 1, for each slot."""
         ...
@@ -165,7 +169,9 @@ def fuse(lookup: Lookup, shelf: Shelf) -> Lookup:
 
 
 def rerank(lookup: Lookup, shelf: Shelf) -> Lookup:
-    """Tools called by their names come first; then count a tool's service and its past calls.
+    """Tools called by their names come first; then count verb, service and past calls.
+
+    A tool whose name has the request's verb is likelier than one whose text only mentions it.
 
     A service counts by the share of the best candidates that belong to it: a request hardly ever
     needs one tool of one service while all others that match are of another.
@@ -178,6 +184,8 @@ def rerank(lookup: Lookup, shelf: Shelf) -> Lookup:
         score = found.score / np.float32(spread)
         share = _shares(shelf.services(found.slots), score)
         score = score + np.float32(shelf.settings.service) * share
+        verbs = shelf.verb_match(step.text, found.slots)
+        score = score + np.float32(shelf.settings.verb) * verbs
         score = score + np.float32(shelf.settings.success) * shelf.success(found.slots)
         if named := shelf.named(step.text):
             score = score + 10 * np.isin(found.slots, np.array(named)).astype(np.float32)
