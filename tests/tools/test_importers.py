@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import threading
 import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +219,17 @@ def test_side_effects_err_on_the_side_of_harm(operation: str, method: str, effec
 
 def test_a_name_that_only_contains_a_verb_of_destruction_is_judged_by_its_verb() -> None:
     assert side_effect_of("ListDeletedObjects", "GET") == "read"
+
+
+def test_a_description_is_fetched_over_http(tmp_path: Path) -> None:
+    (tmp_path / "shop.json").write_text(json.dumps(SHOP))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert read(f"{address}/shop.json") == SHOP
+        with pytest.raises(InputError, match="Cannot fetch .*404"):
+            read(f"{address}/none.json")
+        server.shutdown()
+    with pytest.raises(InputError, match="Cannot fetch"):
+        read(f"{address}/shop.json")

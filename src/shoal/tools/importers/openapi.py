@@ -22,7 +22,8 @@ from shoal.tools.text import plain
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _BODIES = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
-_LARGEST = 200_000_000
+_LARGEST = 200 << 20
+"""Bytes of a description that are fetched."""
 _SIGNS = re.compile(r"[^\w-]+")
 
 
@@ -85,17 +86,17 @@ def _file(place: str) -> bytes:
 
 
 def _fetched(place: str) -> bytes:
-    pieces: list[bytes] = []
+    content = bytearray()
     try:
         with httpx.stream("GET", place, follow_redirects=True, timeout=60) as answer:
             answer.raise_for_status()
             for piece in answer.iter_bytes():
-                pieces.append(piece)
-                if sum(map(len, pieces[-1:])) and len(pieces) * 65536 > 16 * _LARGEST:
-                    break
+                content += piece
+                if len(content) > _LARGEST:
+                    raise InputError(f"{place} is larger than {_LARGEST >> 20} MB: save a part.")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise InputError(f"Cannot fetch {place}: {error}.") from error
-    return b"".join(pieces)
+    return bytes(content)
 
 
 def _yaml(content: bytes, place: str) -> Any:
@@ -162,12 +163,15 @@ def _arguments(
         properties[name] = expanded({**schema, **about}, resolve, bounds, 1)
         if one.get("required") is True and name not in required:
             required.append(name)
-    content = _followed(facts.get("requestBody", {}), resolve).get("content", {})
+    request = _followed(facts.get("requestBody", {}), resolve)
+    content = request.get("content", {})
     for kind in (*_BODIES, *content):
         if kind in content:
             body = content[kind].get("schema", {})
             break
     _add_body(body, properties, required, resolve, bounds)
+    if "body" in properties and request.get("required") is True:
+        required.append("body")
     return object_of(properties, required)
 
 
