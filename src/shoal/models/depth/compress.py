@@ -186,17 +186,18 @@ def _choose(
         learned = learn_gates(
             decoder,
             corpus.fitted_NS,
-            gone / layers,
+            gone,
             options.gates,
+            protect=(0, layers - 1),
             seed=options.seed,
             on_step=lambda done, total: tell("Learning gates", done, total),
         )
         if learned.stopped:
             notes.append(f"Learning gates stopped early: {learned.stopped}.")
-        if learned.polarised < 1:
+        if learned.closed < gone:
             notes.append(
-                f"{1 - learned.polarised:.0%} of the gates ended between 0.1 and 0.9: the removal "
-                "is less sure than with more steps."
+                f"Only {learned.closed} of {gone} gates closed; the rest was chosen by the lowest "
+                "of those that stayed open: more steps decide more."
             )
         gates = tuple(round(float(value), 4) for value in learned.final)
         removed = learned.lowest(gone, protect=(0, layers - 1))

@@ -7,9 +7,15 @@ polarization and a constraint on FLOPs in words; the gate and its schedule are t
 Stabilized Neural Network Pruning via Gates with Differentiable Polarization" (arXiv 2109.02220):
 g = w² / (w² + ε), with ε falling geometrically, which drives gates to 0 or 1.
 
-Departures: the weight of the constraint is raised by its violation (dual ascent) rather than
-alternated with a projection; all blocks of a decoder cost the same, so the constraint is on the
-mean gate. What is removed in the end is measured hard, never soft.
+The constraint is the number of blocks to remove, K: all blocks of a decoder cost the same. Its
+multiplier θ is found anew at every step as the price of an open gate at which so many of them do
+not pay that K will be closed: half way between two of the smoothed benefits -∂L/∂g. Then w descends
+on L + θ Σg, gates that do not pay by one scale and those that do by another. ∂g/∂w vanishes where a
+gate is decided, so it stays so.
+
+Departures, both measured (see the log): a multiplier that is raised by its violation depends on the
+scale of the losses, and Adam, which scales each coordinate by itself, closes gates by chance. What
+is removed in the end is measured hard, never soft.
 
 Shapes: N blocks, B rows, S tokens of a row, P steps.
 """
@@ -27,6 +33,7 @@ from shoal.core.rng import generator
 from shoal.models.decoder import Decoder
 from shoal.models.depth.stack import batches, language_loss, plain
 
+_CLOSED = 0.1  # a gate below counts as one of those to close
 OnStep = Callable[[int, int], None]
 """Called with the steps done and all there are."""
 
@@ -35,20 +42,18 @@ OnStep = Callable[[int, int], None]
 class GateOptions:
     """How gates are learned.
 
-    steps, batch  optimiser steps and rows of each
-    lr            of Adam on w, without decay; w stays in [0, 1.5]
+    steps, batch  steps and rows of each
+    lr            the most that w moves in a step; it stays in [0, 1.5]
+    memory        share of the smoothed benefit that is kept from step to step
     soft, hard    ε at the first and at the last step
-    pressure      weight of the constraint at first, in nats
-    raised        what a violation of 1 adds to it at every step
     """
 
     steps: int = 60
     batch: int = 1
     lr: float = 0.05
+    memory: float = 0.9
     soft: float = 0.1
     hard: float = 1e-4
-    pressure: float = 1.0
-    raised: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +73,11 @@ class Gates:
     def final(self) -> torch.Tensor:
         """The gates at the end: [N]."""
         return self.gates_PN[-1]
+
+    @property
+    def closed(self) -> int:
+        """How many gates ended below 0.1."""
+        return int((self.final < _CLOSED).sum())
 
     @property
     def polarised(self) -> float:
@@ -101,46 +111,68 @@ def gate(w_N: torch.Tensor, epsilon: float) -> torch.Tensor:
 def learn_gates(
     decoder: Decoder,
     ids_NS: torch.Tensor,
-    remove: float,
+    count: int,
     options: GateOptions = GateOptions(),
     *,
+    protect: Collection[int] = (),
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> Gates:
-    """Train one gate a block until their mean is 1 - ``remove``, on rows drawn by the seed.
+    """Train one gate a block so that ``count`` of them close, on rows drawn by the seed.
 
-    A loss that is not finite ends it with the last gates that gave a finite one. Raises
-    :class:`InputError` where there is no row to learn from.
+    Gates of ``protect`` stay open. A loss that is not finite ends it with the last gates that gave
+    a finite one. Raises :class:`InputError` where there is no row to learn from, and
+    :class:`ConfigError` where fewer blocks than ``count`` + 1 may close.
     """
     if not len(ids_NS):
         raise InputError("There is no row of calibration text to learn gates from.")
     decoder = plain(decoder)
-    w_N = torch.ones(decoder.config.layers, requires_grad=True)
-    adam = torch.optim.Adam([w_N], lr=options.lr)
-    pressure = options.pressure
+    layers = decoder.config.layers
+    free = torch.tensor([index for index in range(layers) if index not in protect])
+    if not 0 < count < len(free):
+        raise ConfigError(
+            f"{count} gates cannot close of {layers}, of which {layers - len(free)} are protected."
+        )
+    w_N = torch.ones(layers)
+    benefit_N = torch.zeros(layers)
     trajectory: list[torch.Tensor] = []
     losses: list[float] = []
     rows = _rows(len(ids_NS), options, seed)
     for step in range(options.steps):
         epsilon = _epsilon(options, step)
-        gates_N = gate(w_N, epsilon)
+        gates_N = gate(w_N, epsilon).requires_grad_()
         loss = language_loss(decoder, ids_NS[rows[step]], gates_N=gates_N)
         if not math.isfinite(loss.item()):
             why = f"the loss was {loss.item()} at step {step}"
             kept = torch.stack(trajectory) if trajectory else gates_N.detach()[None]
             return Gates(kept, tuple(losses), why)
-        over = gates_N.mean() - (1 - remove)
-        (loss + pressure * over.abs()).backward()  # type: ignore[no-untyped-call]
-        pressure = max(0.0, pressure + options.raised * over.item())
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            w_N.clamp_(0, 1.5)
-            trajectory.append(gate(w_N, epsilon))
+        (slope_N,) = torch.autograd.grad(loss, gates_N)
+        benefit_N = options.memory * benefit_N - (1 - options.memory) * slope_N
+        w_N[free] = _moved(w_N[free], benefit_N[free], count, epsilon, options.lr)
+        trajectory.append(gate(w_N, epsilon))
         losses.append(loss.item())
         if on_step:
             on_step(step + 1, options.steps)
     return Gates(torch.stack(trajectory), tuple(losses))
+
+
+def _moved(
+    w_F: torch.Tensor, benefit_F: torch.Tensor, count: int, epsilon: float, lr: float
+) -> torch.Tensor:
+    """w after a step in which ``count`` gates are too dear, whatever the scale of the benefits."""
+    closed_F = gate(w_F, epsilon) < _CLOSED
+    least = benefit_F[~closed_F].sort().values
+    left = count - int(closed_F.sum())
+    price = (least[left - 1] + least[left]) / 2 if left > 0 else least[0]
+    slope_F = 2 * w_F * epsilon / (w_F * w_F + epsilon) ** 2  # ∂g/∂w
+    gain_F = (benefit_F - price) * slope_F
+    moved_F = torch.zeros_like(w_F)
+    for side_F in ((gain_F < 0) & ~closed_F, (gain_F > 0) & ~closed_F):
+        if side_F.any():
+            scale = gain_F[side_F].abs().median()
+            moved_F[side_F] = (gain_F[side_F] / scale).clamp(-1, 1)
+    moved_F[closed_F] = -1
+    return (w_F + lr * moved_F).clamp(0, 1.5)
 
 
 def _epsilon(options: GateOptions, step: int) -> float:
