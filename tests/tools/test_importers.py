@@ -228,7 +228,7 @@ def test_a_description_is_fetched_over_http(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         assert read(f"{address}/shop.json") == SHOP
-        with pytest.raises(InputError, match="Cannot fetch .*404"):
+        with pytest.raises(InputError, match=r"Cannot fetch .*404"):
             read(f"{address}/none.json")
         server.shutdown()
     with pytest.raises(InputError, match="Cannot fetch"):
