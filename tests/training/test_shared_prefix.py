@@ -258,6 +258,22 @@ def test_the_first_use_is_checked_and_later_ones_are_not(policy: Policy) -> None
         assert forward(policy, PROMPTS, ACTIONS).told["shared_prefix.self_check"] == 1.0
 
 
+def test_a_check_of_long_rows_looks_at_their_ends(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_prefix, "CHECKED_TOKENS", 10)
+    seen: list[int] = []
+    forward = policy.decoder.forward
+    policy.decoder.forward = lambda ids, at, attend: (  # type: ignore[method-assign]
+        seen.append(len(ids)),
+        forward(ids, at, attend),
+    )[1]
+    told = SharedPrefix("always")(policy, (SYSTEM + TASK,) * 3, ((5, 6), (7, 8), (9, 9))).told
+    assert told["shared_prefix.self_check"] == 1.0
+    # 18 tokens less 8: three rows of 9 alone, then 8 and three more, then the whole batch
+    assert seen == [27, 11, 19]
+
+
 def leaking(rows: Any, device: torch.device) -> Any:
     """Attention under which every row sees all before it."""
     return causal_attend

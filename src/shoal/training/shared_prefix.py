@@ -48,8 +48,8 @@ from shoal.training.tree_attention import tree_attention
 Share = Literal["auto", "always", "never"]
 GAIN = 1.1
 """How many times faster sharing must promise to be."""
-CHECKED = 4
-"""Rows of the check on first use."""
+CHECKED, CHECKED_TOKENS = 3, 512
+"""Rows of the check on first use, and tokens of each: of longer ones the beginning is cut off."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Of log-probabilities in nats, and of gradients relative to their largest element."""
 
@@ -265,9 +265,9 @@ def self_check(
 
     What differs, in a sentence; "" where nothing does.
     """
-    chosen = _sharers(what)
-    some = [prompts[row] for row in _rows_of(prompts, actions, chosen, what)]
-    their = [actions[row] for row in _rows_of(prompts, actions, chosen, what)]
+    rows = _rows_of(prompts, actions, _sharers(what), what)
+    their = [actions[row] for row in rows]
+    some = _shortened([prompts[row] for row in rows], their)
     part = asked(policy, some, their)
     plain_A = distinct(policy, some, their).logp_A
     shared_A = run(policy, part, plan(part.inputs, FREE, share="always")).logp_A
@@ -304,6 +304,18 @@ def _sharers(what: Asked) -> Ints:
     most = int(common(tree).argmax())
     first = max(0, min(most - 1, len(tree.order_P) - CHECKED))
     return tree.order_P[first : first + CHECKED]
+
+
+def _shortened(prompts: Sequence[Tokens], actions: Sequence[Tokens]) -> list[Tokens]:
+    """The prompts less so much of what all begin with that the longest row is short enough."""
+    shared = 0
+    for tokens in zip(*prompts, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        shared += 1
+    longest = max(len(p) + len(a) for p, a in zip(prompts, actions, strict=True))
+    cut = max(0, min(shared - CHECKED_TOKENS // 2, longest - CHECKED_TOKENS))
+    return [prompt[cut:] for prompt in prompts]
 
 
 def _rows_of(

@@ -48,7 +48,7 @@ def tree_attention(forest: Forest, device: torch.device) -> Attend:
     looks = _looks(forest)
 
     def attend(layer: int, q_THd: torch.Tensor, kv_T2Kd: torch.Tensor) -> torch.Tensor:
-        out_THd: torch.Tensor = _Merged.apply(q_THd, kv_T2Kd, looks)
+        out_THd: torch.Tensor = _Merged.apply(q_THd, kv_T2Kd, looks)  # type: ignore[no-untyped-call]
         return out_THd
 
     return attend
@@ -105,7 +105,7 @@ class _Merged(torch.autograd.Function):
         return out_THd
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_THd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         q_THd, kv_T2Kd, out_THd, lse_TH = ctx.saved_tensors
         dq_THd = torch.zeros(q_THd.shape, dtype=q_THd.dtype)
