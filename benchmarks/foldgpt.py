@@ -28,8 +28,10 @@ from folding.contest import (
     FOLDED,
     GATES,
     INFLUENCE,
+    LABELS,
     LAST,
     MEASURED,
+    NO_TAIL,
     OPTIPFAIR,
     Contest,
     Terms,
@@ -57,10 +59,11 @@ def run(bench: Bench) -> None:
         gates=GateOptions(steps=bench.pick(full=60, smoke=12), batch=16),
         seeds=bench.pick(full=(0, 1, 2), smoke=(0,)),
         cure=CureOptions(
-            tokens=bench.pick(full=60_000, smoke=4_000), batch=bench.pick(full=16, smoke=8)
+            tokens=bench.pick(full=32_000, smoke=3_000), batch=bench.pick(full=16, smoke=8)
         ),
-        rows=bench.pick(full=48, smoke=8),
+        rows=bench.pick(full=64, smoke=8),
         peers=not bench.smoke,
+        parts={"no tail": NO_TAIL, "labels alone": LABELS},
     )
     wide = hold(bench, bed, terms)
     judge(wide)
@@ -76,9 +79,9 @@ def run(bench: Bench) -> None:
         big,
         Terms(
             counts=(3, 6),
-            gates=GateOptions(steps=40),
+            gates=GateOptions(steps=48),
             seeds=(0, 1, 2),
-            cure=CureOptions(tokens=6_144),
+            cure=CureOptions(tokens=4_096),
             rows=3,
         ),
     )
@@ -123,7 +126,7 @@ def _knowledge(bench: Bench, contest: Contest) -> None:
         treated = contest.treated.get(name)
         decoder = contest.bed.decoder if treated is None else treated.decoder
         engine = LocalEngine(_with(model, decoder), kv_bytes=256 << 20)
-        bench.arm(f"{name}, items", **knowledge(engine, 40, bench.seed))
+        bench.arm(f"{name}, items", **knowledge(engine, 25, bench.seed))
         asyncio.run(engine.close())
 
 

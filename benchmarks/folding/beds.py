@@ -79,14 +79,14 @@ def texts() -> dict[str, str]:
 
 
 def smollm(bench: Bench) -> Bed:
-    """SmolLM2-135M in bf16; rows of 512 tokens."""
+    """SmolLM2-135M in bf16; rows of 256 tokens."""
     model = load(dtype="bf16")
-    rows = {name: rows_of(model.tokenizer, [text], 512) for name, text in texts().items()}
+    rows = {name: rows_of(model.tokenizer, [text], 256) for name, text in texts().items()}
     jargon = split(rows["jargon"], "jargon")
     python = split(rows["python"], "python")
     fitted = torch.cat([python.fitted_NS[: len(jargon.fitted_NS)], jargon.fitted_NS])
     order = [i for pair in zip(*torch.arange(len(fitted)).chunk(2), strict=False) for i in pair]
-    count = bench.pick(full=7, smoke=1)
+    count = bench.pick(full=10, smoke=1)
     return Bed(
         "SmolLM2-135M",
         plain(model.decoder),
@@ -100,13 +100,13 @@ def smollm(bench: Bench) -> Bed:
 def small(bench: Bench, *, seed: int = 0) -> Bed:
     """A byte-level Llama of 12 blocks (6 in a smoke), trained for about a minute."""
     layers = bench.pick(full=12, smoke=6)
-    steps = bench.pick(full=700, smoke=60)
-    config = tiny_config(hidden=bench.pick(full=96, smoke=48), layers=layers, context=256)
+    steps = bench.pick(full=600, smoke=60)
+    config = tiny_config(hidden=bench.pick(full=72, smoke=48), layers=layers, context=256)
     rows = {
         name: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).long()
         for name, text in texts().items()
     }
-    cut = {name: ids[: len(ids) // 129 * 129].view(-1, 129) for name, ids in rows.items()}
+    cut = {name: ids[: len(ids) // 65 * 65].view(-1, 65) for name, ids in rows.items()}
     jargon, python = (split(cut[name], name) for name in ("jargon", "python"))
     fitted = torch.cat([jargon.fitted_NS, python.fitted_NS])
     fitted = fitted[torch.from_numpy(bench.generator("small", seed).permutation(len(fitted)))]
@@ -122,7 +122,7 @@ def small(bench: Bench, *, seed: int = 0) -> Bed:
         adam.step()
         adam.zero_grad()
     weights = {name: tensor.detach() for name, tensor in model.parameters.items()}
-    held = bench.pick(full=48, smoke=8)
+    held = bench.pick(full=96, smoke=8)
     return Bed(
         f"byte-level Llama, {layers} blocks",
         Decoder(config, weights),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean
@@ -21,6 +21,7 @@ from shoal.models.depth.gates import GateOptions, Gates
 from shoal.models.depth.plan import DepthPlan
 
 GATES, INFLUENCE, LAST = "gates", "Block Influence", "last blocks"
+NO_TAIL, LABELS = {"tail": 0.0}, {"tail": 0.0, "distil": 0.0}
 OPTIPFAIR, MEASURED, FOLDED = "optipfair", "measured loss", "folded"
 
 
@@ -29,9 +30,12 @@ class Terms:
     """What a contest is held under.
 
     counts     blocks removed, or folded away
-    gates      how gates are learned, and with how many calibration seeds for each count
-    tokens     of every cure
+    gates      how gates are learned
+    seeds      of the rows that gates see, all for the first count, the first for the others
+    cure       of every plan
     rows       of the calibration text that scores and trials see
+    peers      whether optipfair takes part
+    parts      cures that leave something out, for the first count
     """
 
     counts: tuple[int, ...]
@@ -40,6 +44,7 @@ class Terms:
     cure: CureOptions
     rows: int
     peers: bool = True
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: {"no tail": NO_TAIL})
 
 
 @dataclass(slots=True)
@@ -56,6 +61,7 @@ class Contest:
     influence: list[float] = field(default_factory=list)
     foldings: dict[int, Folding] = field(default_factory=dict)
     missing: str = ""
+    control: Mapping[str, Losses] = field(default_factory=dict)
 
     def name(self, count: int, method: str) -> str:
         return f"{self.bed.name}, -{count / self.bed.layers:.0%}: {method}"
@@ -73,12 +79,11 @@ def hold(bench: Bench, bed: Bed, terms: Terms) -> Contest:
     for name in bench.track(list(contest.plans), f"Curing {bed.name}"):
         contest.treated[name] = ward.treat(contest.plans[name])
     count = terms.counts[0]
-    gates, folded = contest.plans[contest.name(count, GATES)], contest.name(count, FOLDED)
-    parts = {"no tail": {"tail": 0.0}, "labels alone": {"tail": 0.0, "distil": 0.0}}
-    for what, options in parts.items():
-        for method, plan in ((GATES, gates), (FOLDED, contest.plans[folded])):
-            name = f"{contest.name(count, method)}, {what}"
-            contest.treated[name] = ward.treat(plan, **options)
+    for what, options in terms.parts.items():
+        for method in (GATES, FOLDED):
+            name = contest.name(count, method)
+            contest.treated[f"{name}, {what}"] = ward.treat(contest.plans[name], **options)
+    contest.control = ward.treat(DepthPlan.whole(bed.layers)).after
     _report(contest)
     return contest
 
@@ -125,7 +130,8 @@ def _report(contest: Contest) -> None:
         f"{bed.name}: original",
         block_bytes=whole.blocks,
         other_bytes=whole.others,
-        **{f"perplexity_{d}": perplexity(rows) for d, rows in contest.original.items()},
+        **{f"raw_perplexity_{d}": perplexity(rows) for d, rows in contest.original.items()},
+        **{f"cured_perplexity_{d}": perplexity(rows) for d, rows in contest.control.items()},
     )
     for name, treated in contest.treated.items():
         held = footprint(arrange(bed.decoder, treated.plan), treated.cure.trained.values())
