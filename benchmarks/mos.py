@@ -27,7 +27,7 @@ from shoal.models.loading import load
 if str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
-from shards import quality, serving
+from shards import quality, serving, together
 from shards.quality import Arm, Base, Found, Setting, lora, mos
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -69,13 +69,15 @@ def run(bench: Bench) -> None:
         "learning rate is chosen of three for every arm by validation loss; losses are nats a "
         "byte on other files. α/r is 8 for all; arms 'as in the code' have α = 16 and so a scale "
         "that falls with the rank. Ablations take the rate of MoS e=2. Serving: SmolLM2-135M in "
-        "bf16, one request an adapter, all prompts different."
+        "bf16, one request an adapter, all prompts different. Training: MoS adapters of four "
+        "agents on SmolLM2-135M in fp32, a document each."
     )
     base = quality.pretrained(setting, bench.seed)
     found = _quality(bench, base, setting)
     _judge(bench, found)
     _draw(bench, found, setting)
     _serving(bench)
+    _together(bench)
 
 
 def _quality(bench: Bench, base: Base, setting: Setting) -> dict[str, Found]:
@@ -230,3 +232,35 @@ def _serving(bench: Bench) -> None:
             both["shoal"].times_faster_than(both["peft"], "cpu", seed=bench.seed),
             at_least=1.0,
         )
+
+
+def _together(bench: Bench) -> None:
+    """Adapters of several agents in one step, against a run for each."""
+    count, steps = bench.pick(full=(4, 3), smoke=(2, 2))
+    model = compute.call(lambda: load(dtype="fp32"))
+    crowd = together.agents(model, count, rows=1, length=bench.pick(full=65, smoke=9))
+    tables: dict[str, list[list[float]]] = {}
+
+    def timed(name: str) -> None:
+        run_ = crowd.at_once if name == "at once" else crowd.one_by_one
+        compute.call(lambda: run_(steps))
+        tables[name] = [list(one) for one in crowd.losses]
+
+    names = ("one by one", "at once")
+    seconds = alternate({name: partial(timed, name) for name in names}, rounds=2)
+    for name in names:
+        bench.arm(
+            f"training {count} adapters {name}",
+            cpu_seconds=seconds[name].seconds("cpu", seed=bench.seed),
+            last_loss=float(np.mean([one[-1] for one in tables[name]])),
+        )
+    bench.verdict(
+        "largest difference of losses, trained at once / one by one",
+        together.furthest(tables["at once"], tables["one by one"]),
+        at_most=1e-5,
+    )
+    bench.verdict(
+        "CPU seconds of runs for each / of one run for all",
+        seconds["at once"].times_faster_than(seconds["one by one"], "cpu", seed=bench.seed),
+        at_least=1.0,
+    )

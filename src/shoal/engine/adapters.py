@@ -48,6 +48,8 @@ class EngineAdapters:
         self._last: frozenset[Adapter] = frozenset()
         self.bank = Bank(self._host, limit_bytes)
         self.switches = 0
+        self._before: tuple[int, list[tuple[Adapter | None, int]]] = (0, [])
+        self._seen = decoder
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,7 +115,11 @@ class EngineAdapters:
         """The decoder for a step with these rows, whose adapters were taken."""
         if all(adapter is None for adapter, _ in runs):
             return self._decoder
-        return self._decoder.adapted(Mixed(self._host, runs, self.bank))
+        now = (self.bank.counters.assembled, list(runs))
+        if now != self._before:  # answers under way go on with the same rows, step after step
+            self._before = now
+            self._seen = self._decoder.adapted(Mixed(self._host, runs, self.bank))
+        return self._seen
 
     def _unknown(self, name: str) -> EngineError:
         if not self._known:

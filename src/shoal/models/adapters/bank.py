@@ -48,6 +48,8 @@ class _Shelf:
 class Bank:
     """Implements :class:`shoal.models.adapters.mixed.Stacks` for inference."""
 
+    keeps = True
+
     def __init__(self, host: DecoderHost, limit_bytes: int = BYTES) -> None:
         self._host, self.limit_bytes = host, limit_bytes
         self.counters = BankCounters()

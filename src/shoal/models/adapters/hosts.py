@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ Added = Callable[[str, torch.Tensor], torch.Tensor]
 """What an adapter adds at a site, [T, outputs], for the site's input [T, inputs]."""
 
 _SAMPLES = 64
+_CARRYING: WeakSet[nn.Module] = WeakSet()
+"""Linear layers that an adapter hangs at."""
 
 
 class Host(Protocol):
@@ -182,14 +185,16 @@ class ModuleHost:
 
     def hang(self, names: Iterable[str], added: Added) -> Callable[[], None]:
         names = list(names)
-        if any(getattr(self._modules[name], "_shoal_adapter", False) for name in names):
+        modules = [self._modules[name] for name in names]
+        if any(module in _CARRYING for module in modules):
             raise ModelError("The model carries an adapter already: detach that first.")
         handles = [self._hook(name, added) for name in names]
+        _CARRYING.update(modules)
 
         def take_off() -> None:
-            for name, handle in zip(names, handles, strict=True):
+            for module, handle in zip(modules, handles, strict=True):
                 handle.remove()
-                del self._modules[name]._shoal_adapter
+                _CARRYING.discard(module)
 
         return take_off
 
@@ -199,9 +204,7 @@ class ModuleHost:
             delta = added(name, x.reshape(-1, x.shape[-1])).view(y.shape)
             return y + delta.to(y.dtype)
 
-        module = self._modules[name]
-        module._shoal_adapter = True
-        return module.register_forward_hook(hook)
+        return self._modules[name].register_forward_hook(hook)
 
     def changed(self) -> None:
         """Modules read their weights anew each time."""

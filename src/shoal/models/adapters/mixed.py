@@ -36,7 +36,12 @@ class Stacked(NamedTuple):
 
 
 class Stacks(Protocol):
-    """Gives factors of adapters of one signature, soonest in the order it likes best."""
+    """Gives factors of adapters of one signature, soonest in the order it likes best.
+
+    keeps  whether factors that were given may be used again for the same batch of rows
+    """
+
+    keeps: bool
 
     def order(self, adapter: Adapter) -> int: ...
 
@@ -45,6 +50,8 @@ class Stacks(Protocol):
 
 class Fresh:
     """Factors assembled at every use, with gradients."""
+
+    keeps = False
 
     def order(self, adapter: Adapter) -> int:
         return 0
@@ -70,6 +77,14 @@ class Group:
     rows: slice | torch.Tensor
     real: torch.Tensor | None
     into: slice | torch.Tensor
+
+
+class _Part(NamedTuple):
+    """What a group adds to one matrix: of each site its rows of A, its B, its columns of y."""
+
+    group: Group
+    A_GIR: torch.Tensor
+    updates: list[tuple[slice, torch.Tensor, int, int]]
 
 
 def grouped(runs: Iterable[Run], stacks: Stacks) -> list[Group]:
@@ -109,22 +124,36 @@ class Mixed:
     def __init__(self, host: DecoderHost, runs: Iterable[Run], stacks: Stacks) -> None:
         self.groups = grouped(runs, stacks)
         self._host, self._stacks = host, stacks
+        self._kept: dict[tuple[int, str], list[_Part]] = {}
 
-    def __call__(
-        self, layer: int, matrix: str, x_TK: torch.Tensor, y_TN: torch.Tensor
-    ) -> torch.Tensor:
+    def _parts(self, layer: int, matrix: str) -> list[_Part]:
+        """What the groups add to a matrix."""
+        kept = self._kept.get((layer, matrix))
+        if kept is not None:
+            return kept
+        parts = []
         for group in self.groups:
             sites = self._host.inside(group.adapters[0].sites, layer, matrix)
             if not sites:
                 continue
             A_GRI, Bs_GrO = self._stacks.stack(group.adapters, tuple(name for name, *_ in sites))
-            x_GMI = x_TK[group.rows].to(A_GRI.dtype).view(len(group.adapters), -1, x_TK.shape[-1])
-            h_GMR = torch.bmm(x_GMI, A_GRI.transpose(1, 2))
-            done = 0
+            updates, done = [], 0
             for (_, first, last), B_GrO in zip(sites, Bs_GrO, strict=True):
-                r = B_GrO.shape[1]
-                delta = torch.bmm(h_GMR[..., done : done + r], B_GrO).view(-1, last - first)
-                done += r
+                updates.append((slice(done, done + B_GrO.shape[1]), B_GrO, first, last))
+                done += B_GrO.shape[1]
+            parts.append(_Part(group, A_GRI.transpose(1, 2), updates))
+        if self._stacks.keeps:
+            self._kept[layer, matrix] = parts
+        return parts
+
+    def __call__(
+        self, layer: int, matrix: str, x_TK: torch.Tensor, y_TN: torch.Tensor
+    ) -> torch.Tensor:
+        for group, A_GIR, updates in self._parts(layer, matrix):
+            x_GMI = x_TK[group.rows].to(A_GIR.dtype).view(len(group.adapters), -1, x_TK.shape[-1])
+            h_GMR = torch.bmm(x_GMI, A_GIR)
+            for own, B_GrO, first, last in updates:
+                delta = torch.bmm(h_GMR[..., own], B_GrO).view(-1, last - first)
                 if group.real is not None:
                     delta = delta[group.real]
                 if isinstance(group.into, slice):
