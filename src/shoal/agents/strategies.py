@@ -21,7 +21,7 @@ from shoal.core.budget import Reservation
 from shoal.core.errors import BudgetExhausted, EngineError
 from shoal.core.log import EventLog
 from shoal.core.protocols import Completion, Engine, Grammar, OnDelta, Request, Sampling
-from shoal.core.records import Message, ToolCall, Usage
+from shoal.core.records import Message, ToolCall, ToolSpec, Usage
 from shoal.tools.functions import Tool
 
 if TYPE_CHECKING:
@@ -85,6 +85,18 @@ class Session:
                     return Completion(self.results[-1] if self.results else "", finish="budget")
         return await self._ask(messages, None, longest, self.on_delta)
 
+    async def act(self, offered: Sequence[ToolSpec]) -> Completion:
+        """Let the model answer, or call tools in its own way (``tool_calls`` of the completion).
+
+        For engines that know tools. Raises :class:`BudgetExhausted` as :meth:`think` does.
+        """
+        messages, length = self._messages(), self.job.sampling.max_tokens
+        need = 0
+        if self.job.budget.remaining().tokens is not None:
+            need = self.engine.count_tokens(messages) + length
+        self._extra.append(self.job.budget.reserve(need))
+        return await self._ask(messages, None, length, None, tuple(offered))
+
     def note(self, *messages: Message) -> None:
         """Keep what was said for the requests to come."""
         self.said += messages
@@ -142,6 +154,7 @@ class Session:
         grammar: Grammar | None,
         max_tokens: int,
         on_delta: OnDelta | None,
+        offered: tuple[ToolSpec, ...] = (),
     ) -> Completion:
         seed = self.job.sampling.seed
         if self._requests:
@@ -150,7 +163,8 @@ class Session:
         if grammar is not None:
             sampling = held(sampling, grammar.value if grammar.kind == "choice" else ())
         self._requests += 1
-        (completion,) = await self.engine.generate([Request(messages, sampling, grammar)], on_delta)
+        request = Request(messages, sampling, grammar, offered)
+        (completion,) = await self.engine.generate([request], on_delta)
         self.usage += completion.usage
         self.how = completion.how if completion.how != "exact" else self.how
         if completion.error is not None or completion.finish in ("error", "cancelled"):

@@ -27,6 +27,8 @@ from shoal.tools.gateway.marking import as_data
 from shoal.tools.gateway.records import Access, Fault, Reply, Span
 from shoal.tools.gateway.results import Results
 from shoal.tools.gateway.shelf import Tools, close_names
+from shoal.tools.retrieval.prompt import shortened
+from shoal.tools.text import brief
 
 Find = Callable[[str, int], Sequence[str]]
 """Names of the tools nearest to a query, at most so many, best first."""
@@ -120,7 +122,8 @@ class GatewaySession:
         for name in self.gateway.find(query, k * WIDER):
             if name in self.gateway.tools and len(specs) < k:
                 spec = self.gateway.tools[name]
-                if self.access.forbids(spec) is None:
+                shown = spec.served or not self.access.served
+                if shown and self.access.forbids(spec) is None:
                     specs.append(spec)
         for spec in specs:
             self.found.setdefault(spec.name, spec.version)
@@ -286,9 +289,14 @@ def _canonical(arguments: Mapping[str, Any]) -> str:
     return json.dumps(arguments, sort_keys=True, default=str)
 
 
-def told(spec: ToolSpec, most: int | None = ABOUT) -> str:
-    """A tool as an agent is shown it: what the gateway knows, then what others wrote, as data."""
+def told(spec: ToolSpec, *, whole: bool = False) -> str:
+    """A tool as an agent is shown it: what the gateway knows, then what others wrote, as data.
+
+    Documentation and schema are shortened where it is not asked for as a ``whole``.
+    """
     where = "served" if spec.served else "described only, not served here"
-    written = f"{spec.description[:most]}\narguments: {json.dumps(dict(spec.parameters))}"
     head = f"{spec.name} ({spec.side_effect}, {where}, version {spec.version})"
+    about = spec.description if whole else brief(spec.description, ABOUT)
+    parameters = spec.parameters if whole else shortened(spec).parameters
+    written = f"{about}\narguments: {json.dumps(dict(parameters))}"
     return f"{head}\n{as_data(written, f'the documentation of {spec.name}')}"

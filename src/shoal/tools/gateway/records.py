@@ -93,6 +93,7 @@ class Access:
     tools     patterns of names, such as ``aws.s3.*``, of which one must fit
     dry_run   check everything and send nothing that is more than a read
     any_name  whether tools may be called that were not found before
+    served    find only what can be called here
     """
 
     may: frozenset[SideEffect] = frozenset(("read", "write", "destroy"))
@@ -101,6 +102,7 @@ class Access:
     tools: tuple[str, ...] = ("*",)
     dry_run: bool = False
     any_name: bool = False
+    served: bool = False
 
     def forbids(self, spec: ToolSpec) -> str | None:
         """Why a tool is not for this agent, or None."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shoal import __version__
 from shoal.core.errors import MissingExtra, ShoalError
 from shoal.core.records import ToolSpec
+from shoal.tools.gateway.arguments import fault_in
 from shoal.tools.gateway.gateway import GatewaySession, told
 from shoal.tools.gateway.marking import as_data
 from shoal.tools.gateway.records import Reply
@@ -120,7 +121,7 @@ def gateway_server(
         given: Mapping[str, Any] = params.arguments or {}
         try:
             if params.name in own:
-                text, failed = await _own(session, params.name, given)
+                text, failed = await answered(session, params.name, given)
             elif listing == "all" and params.name in session.gateway.tools:
                 session.describe(params.name)  # it was listed
                 text, failed = _told(await session.call(params.name, given))
@@ -141,27 +142,29 @@ def gateway_server(
     )
 
 
-async def _own(session: GatewaySession, name: str, given: Mapping[str, Any]) -> tuple[str, bool]:
-    """A call of one of the gateway's tools: text, and whether it failed."""
-    from shoal.tools.gateway.arguments import fault_in
-
+async def answered(
+    session: GatewaySession, name: str, given: Mapping[str, Any]
+) -> tuple[str, bool]:
+    """A call of one of the gateway's own tools: text, and whether it failed."""
     spec = next(spec for spec in OWN if spec.name == name)
     if fault := fault_in(spec, given):
         return fault.message, True
-    match name:
-        case "find_tools":
-            found = session.find(given["query"], min(20, max(1, given.get("k", 5))))
-            if not found:
-                return "Nothing fits: search with other words.", False
-            return "\n\n".join(told(one) for one in found), False
-        case "describe_tool":
-            return told(session.describe(given["name"]), None), False
-        case "read_result":
-            return session.read(given["handle"], given.get("offset", 0)), False
-        case _:
-            return _told(
-                await session.call(given["name"], given["arguments"], given.get("key", ""))
-            )
+    try:
+        match name:
+            case "find_tools":
+                found = session.find(given["query"], min(20, max(1, given.get("k", 5))))
+                if not found:
+                    return "Nothing fits: search with other words.", False
+                return "\n\n".join(told(one) for one in found), False
+            case "describe_tool":
+                return told(session.describe(given["name"]), whole=True), False
+            case "read_result":
+                return session.read(given["handle"], given.get("offset", 0)), False
+            case _:
+                key = given.get("key", "")
+                return _told(await session.call(given["name"], given["arguments"], key))
+    except ShoalError as error:
+        return str(error), True
 
 
 def _told(reply: Reply) -> tuple[str, bool]:
