@@ -73,7 +73,6 @@ def run(bench: Bench) -> None:
     )
     conversations(bench)
     synthetic_scale(bench)
-    compute.call(lambda: torch.set_num_threads(2))
     model = compute.call(lambda: load(dtype="bf16"))
     budgets(bench, model, job)
     same_answers(bench)
