@@ -53,7 +53,7 @@ class CureOptions:
 
     tokens: int
     batch: int = 1
-    lr: float = 2e-3
+    lr: float = 5e-3
     warm_up: float = 0.1
     max_norm: float = 1.0
     rank: int = 8
