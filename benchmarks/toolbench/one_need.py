@@ -119,7 +119,7 @@ def one_need(
     return static
 
 
-MINILM_TOKENS = 48
+MINILM_TOKENS = 64
 """Tokens of a tool's document that MiniLM reads: name, service and first sentences."""
 
 
