@@ -51,6 +51,7 @@ SYSTEMS: tuple[System, ...] = (
         "FoldGPT: Simple and Effective Large Language Model Compression Scheme",
         "2407.00928",
         "models",
+        "partial",
     ),
     System(
         "knapsack-composer",
