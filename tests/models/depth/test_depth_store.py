@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from shoal.core.errors import ConfigError, InputError, ModelError
 from shoal.models.decoder import causal_attend
+from shoal.models.depth.arrange import planned
 from shoal.models.depth.compress import CompressOptions, compress
 from shoal.models.depth.expand import expand
 from shoal.models.depth.gates import GateOptions
@@ -55,7 +56,7 @@ def test_a_compressed_model_loads_by_its_folder_and_gives_what_was_measured(
 ) -> None:
     model = load(str(cured), dtype="fp32")
     file = read_plan(cured)
-    assert not (cured / "work").exists()
+    assert not (cured / ".unfinished").exists()
     assert model.config.layers == len(file.plan.steps) == 5
     assert len(file.plan.stored) == 4
     loss = float(row_losses(model.decoder, text.held_out_NS[:8]).mean())
@@ -229,3 +230,28 @@ def test_a_base_lays_out_only_the_blocks_that_a_plan_executes(
     assert set(model.base.decoder._matrices[0].layers._made) == {0, 1, 3, 5}
     whole = logits(load(str(small_folder)))
     torch.testing.assert_close(logits(model.base), whole, rtol=0, atol=0)
+
+
+def test_a_folder_with_anything_else_in_it_is_left_alone(
+    small: Model, text: Corpus, tmp_path: Path
+) -> None:
+    (tmp_path / ".unfinished").mkdir()
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="is in use"):
+        compress(small, text, OPTIONS, tmp_path)
+    with pytest.raises(InputError, match=r"mine\.txt cannot be written to"):
+        compress(small, text, OPTIONS, tmp_path / "mine.txt")
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_a_plan_is_not_made_over_a_plan(cured: Path, text: Corpus, tmp_path: Path) -> None:
+    model = load(str(cured), dtype="fp32")
+    with pytest.raises(ModelError, match="is a plan already: compress small"):
+        compress(model, text, OPTIONS, tmp_path / "out")
+    with pytest.raises(ConfigError, match="carries an adapter"):
+        planned(model, DepthPlan.whole(5))
+
+
+def test_all_inner_blocks_can_go(small: Model, text: Corpus, tmp_path: Path) -> None:
+    file = compress(small, text, CompressOptions(remove=4 / 6), tmp_path / "ends")
+    assert file.plan.kept == (0, 5)

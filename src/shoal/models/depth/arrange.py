@@ -49,7 +49,12 @@ def planned(model: Model, plan: DepthPlan) -> Model:
 
 
 def check_base(decoder: Decoder, plan: DepthPlan) -> None:
-    """Refuse a base that has not the plan's number of blocks."""
+    """Refuse a base of another number of blocks, and one that looks through an adapter."""
+    if decoder.adapting is not None:
+        raise ConfigError(
+            "The model carries an adapter, which belongs to its own order of blocks: make the plan "
+            "over the model without it."
+        )
     if decoder.config.layers != plan.layers:
         raise ConfigError(
             f"The plan is for a base of {plan.layers} blocks, this model has "

@@ -1,8 +1,8 @@
 """All three parts in a row: gates, removal, folding, cure; what is done is kept if it is stopped.
 
-While it works, ``work/`` in the output folder holds the gates, the plan so far and the cure's last
-checkpoint; the same call again goes on from there. The folder becomes a model when ``plan.json``
-is written, which comes last.
+While it works, ``.unfinished/`` in the output folder holds the gates, the plan so far and the last
+checkpoint of the cure; the same call again goes on from there. The folder becomes a model when
+``plan.json`` is written, which comes last.
 """
 
 from __future__ import annotations
@@ -28,11 +28,21 @@ from shoal.models.depth.gates import GateOptions, learn_gates
 from shoal.models.depth.plan import DepthPlan, check_shares
 from shoal.models.depth.remove import remove_measured
 from shoal.models.depth.stack import plain, row_losses
-from shoal.models.depth.store import Account, PlanFile, Stage, content_of, save_plan
+from shoal.models.depth.store import (
+    ADAPTER,
+    NORMS,
+    PLAN,
+    Account,
+    PlanFile,
+    Stage,
+    content_of,
+    save_plan,
+)
 from shoal.models.depth.text import Corpus
 from shoal.models.loading import Model
 
 Rank = Literal["gates", "loss"]
+_WORK = ".unfinished"
 OnWork = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and of how much."""
 
@@ -155,6 +165,11 @@ def _floats(model: Model) -> Decoder:
             f"{model.name} is loaded with packed weights, which cannot be fitted to: load it as "
             "floats, with dtype bf16 or fp32."
         )
+    if model.base is not None:
+        raise ModelError(
+            f"{model.name} is a plan already: compress {model.base.name}, or export the plan and "
+            "compress what that gives."
+        )
     return plain(model.decoder)
 
 
@@ -174,7 +189,9 @@ def _choose(
     notes: list[str] = []
     removed: list[int] = []
     rows_NS = corpus.calibration(options.trial_rows)
-    if gone and options.rank == "loss":
+    if gone == layers - 2:
+        removed = list(range(1, layers - 1))  # there is nothing to choose
+    elif gone and options.rank == "loss":
         removed = remove_measured(
             decoder,
             gone,
@@ -222,12 +239,14 @@ def _tell_cure(tell: OnWork, progress: Progress) -> None:
 
 def _work(folder: Path) -> Path:
     """The folder for what is not finished; refuses to write over anything else."""
-    if folder.is_dir():
-        inside = {path.name for path in folder.iterdir()}
-        if inside and "work" not in inside:
-            raise ConfigError(f"{folder} is in use: give --out a folder that is new or empty.")
-    work = folder / "work"
-    work.mkdir(parents=True, exist_ok=True)
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if inside and (_WORK not in inside or inside - {_WORK, PLAN, NORMS, ADAPTER}):
+        raise ConfigError(f"{folder} is in use: give --out a folder that is new or empty.")
+    work = folder / _WORK
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to: {error.strerror}.") from error
     return work
 
 
@@ -241,7 +260,7 @@ def _read(path: Path, settings: str) -> _Chosen:
         raise InputError(f"{path} cannot be read: {error}.") from error
     if chosen.settings != settings:
         raise ConfigError(
-            f"{path.parent} is of a compression with other settings, text or model: finish that "
-            "one with its own, or give --out another folder."
+            f"{path.parent.parent} is of a compression with other settings, text or model: finish "
+            "that one with its own, or give --out another folder."
         )
     return chosen

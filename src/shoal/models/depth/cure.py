@@ -17,6 +17,7 @@ Shapes: N rows, S tokens of a row, B rows of a batch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -244,8 +245,6 @@ class Cure:
 
 def hash_of(ids_NS: torch.Tensor) -> str:
     """A short name of a text's tokens, by content."""
-    import hashlib
-
     return hashlib.sha256(ids_NS.numpy().tobytes()).hexdigest()[:16]
 
 
