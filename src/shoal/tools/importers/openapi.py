@@ -158,7 +158,8 @@ def _arguments(
             continue
         if not isinstance(name, str):
             continue
-        schema = one.get("schema") if isinstance(one.get("schema"), Mapping) else one
+        inner = one.get("schema")
+        schema: Mapping[str, Any] = inner if isinstance(inner, Mapping) else one
         about = {"description": one["description"]} if one.get("description") else {}
         properties[name] = expanded({**schema, **about}, resolve, bounds, 1)
         if one.get("required") is True and name not in required:

@@ -43,7 +43,7 @@ def open_index(
     index.add(catalogue)
     try:
         with atomic_path(target) as temporary, temporary.open("wb") as file:
-            np.savez(file, **index.arrays())
+            np.savez(file, allow_pickle=False, **index.arrays())
     except OSError as error:
         raise InputError(
             f"Cannot keep the index in {folder} ({error.strerror}): set SHOAL_CACHE to a folder "

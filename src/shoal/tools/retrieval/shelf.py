@@ -220,7 +220,7 @@ class Shelves:
         if text in self._vectors:
             self._vectors.move_to_end(text)
             return self._vectors[text]
-        (vector_D,) = self._query_embedder.embed([text])
+        vector_D: Floats = self._query_embedder.embed([text])[0]
         self._vectors[text] = vector_D
         if len(self._vectors) > _QUERIES:
             self._vectors.popitem(last=False)

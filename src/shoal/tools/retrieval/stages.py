@@ -55,8 +55,11 @@ class Lookup:
 class Shelf(Protocol):
     """What the stages need of an index."""
 
-    settings: Settings
-    spell: Spell
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def spell(self) -> Spell: ...
 
     def lexical_scores(self, text: str, extra: Sequence[tuple[str, float]]) -> Floats | None:
         """BM25 [S] of a text and weighted words; None where the text has no term at all."""
