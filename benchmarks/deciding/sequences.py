@@ -59,12 +59,12 @@ class Arm:
 
 @dataclass(slots=True)
 class Room:
-    """The model, what it said so far, and how it is asked."""
+    """What the model said so far, and how it is asked and scored."""
 
-    engine: Engine
     known: Generations
     asking: ByExample
     tasks: list[Task]
+    grade: Graded
     seeds: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,8 +73,8 @@ class Room:
     def group(self, observe: Observe) -> Group:
         """Three copies of the model in sequence."""
         models = dict.fromkeys(NAMES, self.known)
-        grade = Graded(self.engine)
-        return Group(PublicGoods(Game(), observe), NAMES, models, self.asking, grade, LONGEST)
+        mechanism = PublicGoods(Game(), observe)
+        return Group(mechanism, NAMES, models, self.asking, self.grade, LONGEST)
 
     async def say(
         self, sampling: Sampling, member: int, heard: Sequence[Sequence[Heard]], limit: int
@@ -111,8 +111,9 @@ async def measure(
     """Choose settings, learn, and hold everything to sums that were not seen."""
     asking = ByExample(shown, stop=("\n\n",))
     known = Generations(engine, longest=LONGEST)
-    best = await choose(bench, Room(engine, known, asking, learning))
-    room = Room(engine, known, asking, held)
+    grade = Graded(engine)
+    best = await choose(bench, Room(known, asking, learning, grade))
+    room = Room(known, asking, held, grade)
     learnt, history = await teach(bench, room, learning)
     fixed = FIXED[best["one alone"]]
     middles = DecodingPolicies(NAMES, RANGES)

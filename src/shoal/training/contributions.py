@@ -9,7 +9,7 @@ Legend: S seeds (groups that never meet), n agents, B episodes of each group; le
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +42,13 @@ def learn_contributions(
     episodes: int = 50,
     options: BanditOptions = BanditOptions(),
     seed: int = 0,
-    track: Callable[[range], object] = lambda span: span,
+    track: Callable[[range], Iterable[int]] = lambda span: span,
 ) -> Learnt:
     """Let groups of agents learn the game by PPO, each group from its own draws."""
     n = game.agents
     agents = Bandits(groups * n, n + 1, 1, options, seed=seed)
     history = []
-    for epoch in track(range(epochs)):  # type: ignore[attr-defined]
+    for epoch in track(range(epochs)):
         rng = generator(seed, "contributions", epoch)
         noise = torch.from_numpy(rng.standard_normal((groups * n, episodes, 1)).astype(np.float32))
         state, draw, c_SnB = _play(agents, game, observe, noise)
