@@ -148,3 +148,17 @@ def test_what_was_trained_is_assembled_anew() -> None:
     assert bank.counters.assembled == 2
     after = bank.stack([adapter], ("layers.0.gate", "layers.0.up")).A_GRI
     torch.testing.assert_close(after, before + 1)
+
+
+def test_many_rows_in_bf16_agree_with_fp32() -> None:
+    """From 16 rows on factors are bf16 like the model; below they are fp32."""
+    half = decoder(dtype=torch.bfloat16)
+    runs: list[Run] = [(None, 3), (ADAPTERS[4], 16), (ADAPTERS[1], 16), (ADAPTERS[2], 2)]
+    bank = Bank(DecoderHost(half))
+    bank.take([one for one, _ in runs if one is not None])
+    ids = [5 * t % 31 for t in range(37)]
+    found = states(mixed(half, runs, bank), ids).float()
+    expected = one_by_one(runs, ids)
+    assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()
+    bare = states(half, ids).float()
+    assert (bare - expected)[3:].abs().mean() > 0.1 * expected.abs().mean()

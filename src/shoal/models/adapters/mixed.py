@@ -20,6 +20,9 @@ from shoal.models.adapters.adapter import Adapter
 from shoal.models.adapters.hosts import DecoderHost
 from shoal.models.decoder import Decoder
 
+WIDE = 16
+"""Rows of an adapter from which on factors in the model's own number format beat fp32."""
+
 Run = tuple[Adapter | None, int]
 """An adapter, or none, and how many consecutive rows of a batch go through it."""
 
@@ -68,15 +71,22 @@ class Fresh:
 class Group:
     """Adapters that are computed together.
 
+    size    M
     rows    [G·M] rows of the batch, the last of each adapter repeated where it has fewer
     real    places among G·M that are no repetition, None where all are
     into    [real] rows that are added to
     """
 
     adapters: tuple[Adapter, ...]
+    size: int
     rows: slice | torch.Tensor
     real: torch.Tensor | None
     into: slice | torch.Tensor
+
+    @property
+    def neighbours(self) -> bool:
+        """Whether its rows lie side by side, without repetitions."""
+        return self.real is None and isinstance(self.into, slice)
 
 
 class _Part(NamedTuple):
@@ -108,7 +118,7 @@ def grouped(runs: Iterable[Run], stacks: Stacks) -> list[Group]:
             real += range(place * size, place * size + len(own))
             into += own
         kept = None if len(real) == len(padded) else torch.tensor(real)
-        groups.append(Group(tuple(adapters), _rows(padded), kept, _rows(into)))
+        groups.append(Group(tuple(adapters), size, _rows(padded), kept, _rows(into)))
     return groups
 
 
@@ -126,8 +136,8 @@ class Mixed:
         self._host, self._stacks = host, stacks
         self._kept: dict[tuple[int, str], list[_Part]] = {}
 
-    def _parts(self, layer: int, matrix: str) -> list[_Part]:
-        """What the groups add to a matrix."""
+    def _parts(self, layer: int, matrix: str, dtype: torch.dtype) -> list[_Part]:
+        """What the groups add to a matrix whose product is of this type."""
         kept = self._kept.get((layer, matrix))
         if kept is not None:
             return kept
@@ -137,6 +147,8 @@ class Mixed:
             if not sites:
                 continue
             A_GRI, Bs_GrO = self._stacks.stack(group.adapters, tuple(name for name, *_ in sites))
+            if group.size >= WIDE:
+                A_GRI, Bs_GrO = A_GRI.to(dtype), tuple(B_GrO.to(dtype) for B_GrO in Bs_GrO)
             updates, done = [], 0
             for (_, first, last), B_GrO in zip(sites, Bs_GrO, strict=True):
                 updates.append((slice(done, done + B_GrO.shape[1]), B_GrO, first, last))
@@ -149,10 +161,14 @@ class Mixed:
     def __call__(
         self, layer: int, matrix: str, x_TK: torch.Tensor, y_TN: torch.Tensor
     ) -> torch.Tensor:
-        for group, A_GIR, updates in self._parts(layer, matrix):
+        for group, A_GIR, updates in self._parts(layer, matrix, y_TN.dtype):
             x_GMI = x_TK[group.rows].to(A_GIR.dtype).view(len(group.adapters), -1, x_TK.shape[-1])
             h_GMR = torch.bmm(x_GMI, A_GIR)
             for own, B_GrO, first, last in updates:
+                if group.neighbours and y_TN.dtype == B_GrO.dtype == torch.bfloat16:
+                    part_GMO = y_TN[group.into, first:last].unflatten(0, (len(x_GMI), -1))  # type: ignore[no-untyped-call]
+                    part_GMO.baddbmm_(h_GMR[..., own], B_GrO)
+                    continue
                 delta = torch.bmm(h_GMR[..., own], B_GrO).view(-1, last - first)
                 if group.real is not None:
                     delta = delta[group.real]
