@@ -61,7 +61,7 @@ class MiniLM:
         self._model.load_state_dict(
             {name: value for name, value in weights.items() if not name.startswith("pooler.")}
         )
-        self._model.to(dtype)
+        torch.nn.Module.to(self._model, dtype)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
