@@ -201,16 +201,23 @@ def _told(bench: Bench, contests: list[Contest]) -> str:
         "cure."
     ]
     for contest in contests:
-        options = contest.terms.cure
+        terms = contest.terms
         lines.append(
-            f"{contest.bed.name}: {options.tokens:,} tokens of cure, gates of "
-            f"{contest.terms.gates.steps} steps."
+            f"{contest.bed.name}: {terms.cure.tokens:,} tokens of cure, gates of "
+            f"{terms.gates.steps} steps of {terms.gates.batch * contest.bed.fitted_NS.shape[1]} "
+            "tokens."
         )
         if contest.missing:
             lines.append(f"optipfair's ranking is missing: {contest.missing}.")
-        for name, plan in contest.plans.items():
-            what = plan.removed or str(plan)
-            lines.append(f"{name}: {what}.")
+        for count in terms.counts:
+            chosen = []
+            for method in (GATES, INFLUENCE, OPTIPFAIR, LAST, MEASURED, FOLDED):
+                plan = contest.plans.get(contest.name(count, method))
+                if plan is not None:
+                    blocks = map(str, plan.removed or [f"{m.left}={m.right}" for m in
+                                 contest.foldings[max(terms.counts)].merges[:count]])  # fmt: skip
+                    chosen.append(f"{method} {' '.join(blocks)}")
+            lines.append(f"{count} blocks by {'; '.join(chosen)}.")
     return " ".join(lines)
 
 
@@ -227,6 +234,11 @@ def _draw(bench: Bench, contests: list[Contest]) -> None:
                 panel.plot(line, color=colour, label=f"block {index}" if index in closed else None)
             panel.set(title=contest.bed.name, xlabel="step", ylabel="gate", ylim=(-0.03, 1.03))
             panel.legend(fontsize=7)
+    caption = "Block Influence: one minus the cosine of what goes into a block and what comes out"
+    with bench.plot("influence", caption, panels=len(contests)) as axes:
+        for panel, contest in zip(axes, contests, strict=True):
+            panel.bar(range(contest.bed.layers), contest.influence, color="tab:blue")
+            panel.set(title=contest.bed.name, xlabel="block", ylabel="1 - cosine", yscale="log")
     caption = "Nats a token above the original, before the cure (light) and after it"
     with bench.plot("losses", caption, panels=len(contests)) as axes:
         methods = (GATES, INFLUENCE, LAST, OPTIPFAIR, MEASURED, FOLDED)

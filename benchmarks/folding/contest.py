@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean
 
+import numpy as np
 import torch
 
 from folding import rankings
@@ -91,7 +92,8 @@ def hold(bench: Bench, bed: Bed, terms: Terms) -> Contest:
 def _choose(contest: Contest, rows: torch.Tensor) -> None:
     """Plans of every method for every count."""
     bed, terms, bench = contest.bed, contest.terms, contest.bench
-    influence = rankings.by_influence(bed, rows)
+    contest.influence = rankings.influence(bed, rows)
+    influence = rankings.by_influence(bed, contest.influence)
     optipfair = rankings.by_optipfair(bed, rows) if terms.peers else "left out of a smoke"
     most = max(terms.counts)
     measured = rankings.by_loss(bed, most, rows)
@@ -130,6 +132,7 @@ def _report(contest: Contest) -> None:
         f"{bed.name}: original",
         block_bytes=whole.blocks,
         other_bytes=whole.others,
+        median_block_influence=float(np.median(contest.influence)),
         **{f"raw_perplexity_{d}": perplexity(rows) for d, rows in contest.original.items()},
         **{f"cured_perplexity_{d}": perplexity(rows) for d, rows in contest.control.items()},
     )

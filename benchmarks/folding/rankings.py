@@ -20,10 +20,15 @@ def by_gates(bed: Bed, count: int, options: GateOptions, *, seed: int) -> Gates:
     return learn_gates(bed.decoder, bed.fitted_NS, count, options, protect=bed.edges, seed=seed)
 
 
-def by_influence(bed: Bed, rows: torch.Tensor) -> list[int]:
+def by_influence(bed: Bed, scores: list[float]) -> list[int]:
     """All blocks that may go, least influence first."""
-    scores = block_influence(bed.decoder, rows, batch=bed.batch)
-    return [index for index in scores.argsort().tolist() if index not in bed.edges]
+    order = sorted(range(bed.layers), key=scores.__getitem__)
+    return [index for index in order if index not in bed.edges]
+
+
+def influence(bed: Bed, rows: torch.Tensor) -> list[float]:
+    """Block Influence of every block."""
+    return block_influence(bed.decoder, rows, batch=bed.batch).tolist()
 
 
 def by_place(bed: Bed) -> list[int]:
@@ -69,11 +74,6 @@ def transformers_model(bed: Bed) -> Any:
 def _batches(rows: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
     for ids_BS in rows.split(2):
         yield {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}
-
-
-def pairs(bed: Bed) -> list[tuple[int, ...]]:
-    """Every pair of blocks that may go."""
-    return list(combinations(range(1, bed.layers - 1), 2))
 
 
 def kendall(one: Sequence[float], other: Sequence[float]) -> float:
