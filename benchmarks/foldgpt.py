@@ -255,7 +255,8 @@ def _draw(bench: Bench, contests: list[Contest]) -> None:
                     panel.bar(x, raw - base, width, color=f"C{index}", alpha=0.3)
                     panel.bar(x, cured - base, width, color=f"C{index}",
                               label=method if place == 0 else None)  # fmt: skip
-            top = max(both(t.after).mean() - base for t in contest.treated.values())
+            shown = [t for name, t in contest.treated.items() if LAST not in name]  # off the scale
+            top = max(both(t.after).mean() - base for t in shown)
             panel.set(
                 title=contest.bed.name,
                 ylim=(0, 2.2 * top),
