@@ -33,6 +33,7 @@ ENDS = {
     "tools.py": "prompt tokens were known already",
     "two_depths.py": "3 models in",
     "score_calls.py": "4 answers scored.",
+    "share_prompts.py": "of their largest element.",
     "settle.py": "settlements are in the log",
     "newsroom.toml": "Everything is in",
     "taxi.toml": "30/30",

@@ -99,12 +99,12 @@ def test_cuts_compute_the_fewest_tokens_there_are(inputs: list[Tokens], rows: in
 
 def test_groups_stay_together_however_they_are_shuffled() -> None:
     rows = [(*(group,) * 40, n) for n in range(4) for group in (1, 2, 3)]
-    parts = list(subtrees(rows, rows=4))
+    parts = subtrees(rows, rows=4)
     assert [{rows[place][0] for place in part} for part in parts] == [{1}, {2}, {3}]
 
 
 def test_rows_without_tokens_are_kept() -> None:
-    parts = list(subtrees([(1, 2), (), (1, 3), (), ()], rows=2))
+    parts = subtrees([(1, 2), (), (1, 3), (), ()], rows=2)
     assert [part.tolist() for part in parts] == [[0, 2], [1, 3], [4]]
 
 
@@ -171,3 +171,6 @@ def test_what_is_too_much_for_one_pass_is_cut_by_subtree(monkeypatch: pytest.Mon
     found = plan(inputs, FREE, share="always")
     assert [len(places) for places, _ in found.parts] == [8, 4]
     assert found.tokens == 3 * (40 + 4 * 2)
+    monkeypatch.setattr("shoal.training.shared_prefix.CHUNK", 41)
+    alone = plan(inputs, FREE, share="always")
+    assert alone.declined == "would_not_pay"  # a row longer than a pass is a pass of its own

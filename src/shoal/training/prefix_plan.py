@@ -10,7 +10,8 @@ Shapes: I inputs, N nodes of the pruned tree, T rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -197,26 +198,25 @@ def common(tree: Prefixes) -> Ints:
     return common_I
 
 
-def cut(tree: Prefixes, *, rows: int, tokens: int | None = None) -> list[Ints]:
-    """Inputs in parts of at most so many, and so many tokens, by subtree: sharing survives.
+def cut(tree: Prefixes, *, rows: int) -> list[Ints]:
+    """Inputs in parts of at most so many, by subtree, so that sharing survives.
 
-    Of all ways to cut, one that computes the fewest tokens; each part counts as ``PART`` tokens
-    more. An input alone may be longer than ``tokens``.
+    Of all ways to cut the tree's order one that computes the fewest tokens; each part counts as
+    ``PART`` tokens more.
     """
-    length_I = tree.length_P[tree.order_P].tolist()
     common_I = common(tree).tolist()
-    best, back = [0.0], [0]
-    for last in range(1, len(length_I) + 1):
-        size, found, at = 0, float("inf"), last - 1
-        for first in range(last - 1, max(-1, last - rows - 1), -1):
-            size += length_I[first] - (common_I[first + 1] if first + 1 < last else 0)
-            if tokens is not None and size > tokens and first < last - 1:
-                break
-            if best[first] + common_I[first] + PART < found:
-                found, at = best[first] + common_I[first] + PART, first
-        best.append(found)
-        back.append(at)
-    parts, last = [], len(length_I)
+    best, back = [0], [0]
+    window: deque[tuple[int, int]] = deque()  # what beginning a part here costs, growing; where
+    for last in range(1, len(common_I) + 1):
+        begin = best[-1] + common_I[last - 1] + PART
+        while window and window[-1][0] >= begin:
+            window.pop()
+        window.append((begin, last - 1))
+        if window[0][1] < last - rows:
+            window.popleft()
+        best.append(window[0][0])
+        back.append(window[0][1])
+    parts, last = [], len(common_I)
     while last:
         parts.append(tree.order_P[back[last] : last])
         last = back[last]
@@ -226,11 +226,34 @@ def cut(tree: Prefixes, *, rows: int, tokens: int | None = None) -> list[Ints]:
 PART = 16
 
 
-def subtrees(inputs: Inputs, *, rows: int) -> Iterator[Ints]:
-    """Places of rows, empty ones last, in parts of at most ``rows`` that share what they can."""
+def filled(tree: Prefixes, *, tokens: int) -> list[Ints]:
+    """Inputs in the tree's order, in parts of so many tokens; one alone may be longer."""
+    lengths = tree.length_P[tree.order_P].tolist()
+    starts, size = [0], 0
+    for place, (length, shared) in enumerate(zip(lengths, common(tree).tolist(), strict=True)):
+        size += length - (shared if place > starts[-1] else 0)
+        if size > tokens and place > starts[-1]:
+            starts.append(place)
+            size = length
+    return np.split(tree.order_P, starts[1:])
+
+
+def in_order(inputs: Inputs) -> Ints:
+    """Places of rows in the tree's order, those without tokens last."""
     places = np.array([at for at, tokens in enumerate(inputs) if len(tokens)], dtype=np.int64)
     empty = np.array([at for at, tokens in enumerate(inputs) if not len(tokens)], dtype=np.int64)
-    if len(places):
-        tree = find_prefixes([np.asarray(inputs[at]) for at in places])
-        yield from (places[part] for part in cut(tree, rows=rows))
-    yield from (empty[at : at + rows] for at in range(0, len(empty), rows))
+    if not len(places):
+        return empty
+    tree = find_prefixes([np.asarray(inputs[at]) for at in places])
+    return np.concatenate((places[tree.order_P], empty))
+
+
+def subtrees(inputs: Inputs, *, rows: int) -> list[Ints]:
+    """Places of rows in parts of at most ``rows`` that share what they can, empty ones last."""
+    order = in_order(inputs)
+    whole = sum(1 for tokens in inputs if len(tokens))
+    parts = []
+    if whole:
+        tree = find_prefixes([np.asarray(inputs[at]) for at in order[:whole]])
+        parts = [order[part] for part in cut(tree, rows=rows)]
+    return parts + [order[at : at + rows] for at in range(whole, len(order), rows)]

@@ -41,7 +41,7 @@ from shoal.training.forward import (
     separate,
 )
 from shoal.training.policies import Policy
-from shoal.training.prefix_plan import FREE, Cost, Forest, common, cut, forest
+from shoal.training.prefix_plan import FREE, Cost, Forest, common, filled, forest
 from shoal.training.rows import Ints
 from shoal.training.tree_attention import tree_attention
 
@@ -113,7 +113,7 @@ def _parts(inputs: Sequence[Tokens], tree: Prefixes, cost: Cost) -> list[tuple[I
     if len(whole.ids_T) <= CHUNK:
         return [(np.arange(len(inputs)), whole)]
     parts = []
-    for places in cut(tree, rows=len(inputs), tokens=CHUNK):
+    for places in filled(tree, tokens=CHUNK):
         own = [inputs[place] for place in places]
         parts.append((places, forest(own, find_prefixes([np.asarray(one) for one in own]), cost)))
     return parts

@@ -22,7 +22,7 @@ from shoal.training.forward import Forward
 from shoal.training.loss import LossOptions, Tokens, policy_loss, token_scale
 from shoal.training.optimiser import Optimiser
 from shoal.training.policies import Policy
-from shoal.training.prefix_plan import subtrees
+from shoal.training.prefix_plan import in_order, subtrees
 from shoal.training.ranks import Ranks
 from shoal.training.rows import Floats, Ints, Row
 
@@ -159,11 +159,11 @@ class Learner:
         what is shared is computed once for each.
         """
         places = np.arange(len(rows))
-        micro = self._config.optimiser.micro or len(rows)
+        micro = self._config.optimiser.micro or max(len(rows), 1)
         share = self._config.forward.share != "never"
         inputs = [(*row.prompt, *row.action[:-1]) if row.action else () for row in rows]
         if share and self.ranks.world > 1:
-            places = np.concatenate(list(subtrees(inputs, rows=len(rows))))
+            places = in_order(inputs)
         places = self.ranks.share_rows(places)
         if share and micro < len(places):
             for part in subtrees([inputs[place] for place in places], rows=micro):
