@@ -123,7 +123,7 @@ def in_the_loop(
 
     rng = bench.generator("model")
     unseen = [one for one in some if one.half == 1 and one.text(FULL)]
-    chosen = [unseen[row] for row in rng.permutation(len(unseen))[:60]]
+    chosen = [unseen[row] for row in rng.permutation(len(unseen))[:40]]
     needed = {one.tool for one in chosen}
     near = [spec for spec in specs if spec.name not in needed and spec.name.split(".")[1] in
             {name.split(".")[1] for name in needed}]  # fmt: skip

@@ -101,16 +101,14 @@ def one_need(
     ablations(bench, crossed, static, indexes, embedder, found)
     if not bench.smoke:
         started = time.process_time()
-        minilm = Kept(ShortMiniLM(tokens=MINILM_TOKENS))
+        minilm = Kept(Remembered(ShortMiniLM(tokens=MINILM_TOKENS)))
         contextual = {
             half: fitting.fit(
-                specs, crossed.halves[half], minilm, [(chosen.parts, chosen.saturation)]
+                specs, crossed.halves[half], minilm, [(chosen.parts, chosen.saturation)], [FULL]
             ).settings
             for half, chosen in lexical.items()
         }
-        indexes = crossed.built(contextual, minilm)
-        for style in STYLES:
-            found["MiniLM", style] = crossed.places(indexes, style)
+        found["MiniLM", FULL] = crossed.places(crossed.built(contextual, minilm), FULL)
         bench.arm("MiniLM, cost", cpu_seconds=time.process_time() - started,
                   texts_embedded=float(minilm.computed))  # fmt: skip
     known = {spec.name: spec for spec in specs}
@@ -119,8 +117,26 @@ def one_need(
     return static
 
 
-MINILM_TOKENS = 64
+MINILM_TOKENS = 48
 """Tokens of a tool's document that MiniLM reads: name, service and first sentences."""
+
+
+class Remembered:
+    """An embedder that computes a text once: a fit asks for the same requests many times."""
+
+    def __init__(self, inner: Embedder) -> None:
+        self.inner = inner
+        self.name, self.dimensions, self.revision = inner.name, inner.dimensions, inner.revision
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of texts; those of a single one are remembered."""
+        if len(texts) != 1:
+            return self.inner.embed(texts)
+        (text,) = texts
+        if text not in self._known:
+            self._known[text] = self.inner.embed(texts)
+        return self._known[text]
 
 
 def ablations(
@@ -140,8 +156,8 @@ def ablations(
     again = {
         f"without {stage}": without(stage) for stage in ("rewrite", "expand", "rerank", "fuse")
     }
+    again["with synonyms at 0.7"] = lambda settings: replace(settings, synonym=0.7)
     again["without verbs of names"] = lambda settings: replace(settings, verb=0.0)
-    again["without service votes"] = lambda settings: replace(settings, service=0.0)
     again["without vectors"] = lambda settings: replace(settings, dense=0.0)
     for name, change in bench.track(list(again.items()), "leaving out stages"):
         for half, index in indexes.items():
@@ -202,8 +218,7 @@ def report_one_need(
                 f"weights for {kind}, fitted on half {half}",
                 name_words=chosen.parts.name, service_words=chosen.parts.service,
                 argument_words=chosen.parts.arguments, b=chosen.saturation.b, dense=chosen.dense,
-                verb=chosen.verb,
-                service_votes=chosen.service, synonym=chosen.synonym,
+                verb=chosen.verb, synonym=chosen.synonym,
             )  # fmt: skip
     base = ranking.hits(found["plain BM25", FULL])
     alone = ranking.hits(found["no model", FULL])

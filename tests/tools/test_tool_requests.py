@@ -91,13 +91,13 @@ def test_slips_are_mended_by_the_words_that_tools_have() -> None:
     assert rewrite("delete the bukcet", (), spell) == "delete the bucket"
 
 
-def test_verbs_of_people_bring_those_of_interfaces() -> None:
-    assert expand("Remove a policy", 0.3).extra == (("delete", 0.3),)
-    assert expand("modifies the rule", 0.5).extra == ()
+def test_verbs_of_people_bring_those_of_interfaces_and_count_less_themselves() -> None:
+    assert expand("Remove a policy", 0.75).extra == (("delete", 0.75), ("remove", -0.75))
     assert expand("showing all users", 0.5).extra == (
-        ("describe", 0.5), ("get", 0.5), ("list", 0.5),
+        ("describe", 0.5), ("get", 0.5), ("list", 0.5), ("showing", -0.5),
     )  # fmt: skip
-    assert expand("lorem ipsum", 0.5).extra == ()
+    assert expand("create a rule to remove users", 0.5).extra == ()
+    assert expand("lorem ipsum", 0.5).extra == expand("make it", 0).extra == ()
 
 
 def test_only_the_beginning_of_an_endless_request_is_read() -> None:
@@ -122,5 +122,6 @@ def test_the_verb_of_an_operation(operation: str, verb: str) -> None:
 
 def test_the_verbs_that_a_tool_for_a_step_may_have() -> None:
     assert verbs_of_request("deletes the table") == (("delete", 1.0),)
-    assert dict(verbs_of_request("remove an item")) == {"remove": 1.0, "delete": 0.5}
+    assert dict(verbs_of_request("remove an item")) == {"remove": 1.0, "delete": 1.0}
+    assert dict(verbs_of_request("to list users")) == {"list": 1.0, "describe": 0.5, "get": 0.5}
     assert verbs_of_request("the costs of my account this month") == ()

@@ -15,7 +15,7 @@ from shoal.tools.catalogue import Catalogue
 from shoal.tools.retrieval.index import ToolIndex
 from shoal.tools.retrieval.settings import Settings
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when files of an older shoal cannot be read, or would be built differently."""
 
 

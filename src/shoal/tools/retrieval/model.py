@@ -22,6 +22,10 @@ _ASKING = (
 _QUESTION = Grammar("regex", r"[A-Za-z][A-Za-z0-9 ,'-]{8,120}[.?]")
 
 
+def _described(spec: ToolSpec, characters: int) -> str:
+    return f"{spec.name} {quoted(brief(spec.description, characters))}"
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A tool and the natural log-probability, per token, with which a model names it."""
@@ -39,8 +43,11 @@ async def questions(
     """
     requests = [
         Request(
-            (Message("system", _ASKING), Message("user", prompt.line(spec))),
-            Sampling(max_tokens=32, temperature=0.0, seed=seed),
+            (
+                Message("system", _ASKING),
+                Message("user", f"{spec.name} {quoted(brief(spec.description, 160))}"),
+            ),
+            Sampling(max_tokens=24, temperature=0.0, seed=seed),
             _QUESTION,
         )
         for spec in specs

@@ -7,7 +7,7 @@ for the spelling of words: a word that no tool has is read as the nearest one th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -38,14 +38,12 @@ VERBS = frozenset(
 )
 """Verbs that begin a request for something to be done."""
 
-SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "add": ("create", "put"),
+SPOKEN: Mapping[str, tuple[str, ...]] = {
     "alter": ("update", "modify"),
     "begin": ("start",),
     "build": ("create",),
     "change": ("update", "modify"),
     "configure": ("put", "update", "set"),
-    "describe": ("get", "list"),
     "display": ("describe", "get", "list"),
     "edit": ("update", "modify"),
     "enumerate": ("list", "describe"),
@@ -54,20 +52,26 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "find": ("list", "describe", "search"),
     "halt": ("stop",),
     "kill": ("terminate", "delete"),
-    "get": ("describe", "list"),
     "launch": ("run", "start", "create"),
-    "list": ("describe", "get"),
     "make": ("create",),
-    "modify": ("update",),
     "remove": ("delete",),
     "retrieve": ("get", "describe"),
     "return": ("get", "list", "describe"),
-    "set": ("put", "update"),
     "show": ("describe", "get", "list"),
-    "update": ("modify",),
     "view": ("describe", "get", "list"),
 }
 """Verbs of people and the verbs that interfaces have for them."""
+
+KINDRED: Mapping[str, tuple[str, ...]] = {
+    "add": ("create", "put"),
+    "describe": ("get", "list"),
+    "get": ("describe", "list"),
+    "list": ("describe", "get"),
+    "modify": ("update",),
+    "set": ("put", "update"),
+    "update": ("modify",),
+}
+"""Verbs of interfaces and others that one interface or another has for the same."""
 
 Spell = Callable[[str], str | None]
 
@@ -153,11 +157,16 @@ def decompose(request: str) -> tuple[str, ...]:
 
 
 def expand(step: str, weight: float) -> Step:
-    """A step with the verbs that interfaces have for its own, each at ``weight``."""
-    for word in re.findall(r"[a-z]+", step.lower())[:6]:
-        for form in _bare(word):
-            if form in SYNONYMS:
-                return Step(step, (), tuple((verb, weight) for verb in SYNONYMS[form]))
+    """A step whose verb people use and interfaces do not, with the verbs that interfaces have.
+
+    They count ``weight``, and the step's own verb as much less: "make a bucket" asks for what
+    creates, not for a text in which something makes sure of something.
+    """
+    for word, form in _verbs(step):
+        if form in SPOKEN and weight:
+            others = tuple((verb, weight) for verb in SPOKEN[form])
+            return Step(step, (), (*others, (word, -weight)))
+        return Step(step)
     return Step(step)
 
 
@@ -168,16 +177,24 @@ def verb_of_operation(operation: str) -> str:
 
 
 def verbs_of_request(step: str) -> tuple[tuple[str, float], ...]:
-    """The verbs that a tool for a step may have: the step's own counts 1, those of interfaces
-    for it count half.
+    """The verbs that the name of a tool for a step may have, and how well each of them fits.
 
     The step's own is its first verb, if one is among its first words.
     """
+    for _, form in _verbs(step):
+        others = [(verb, 1.0) for verb in SPOKEN.get(form, ())]
+        others += [(verb, 0.5) for verb in KINDRED.get(form, ())]
+        return ((form, 1.0), *others)
+    return ()
+
+
+def _verbs(step: str) -> Iterator[tuple[str, str]]:
+    """Verbs among the first words of a step: as they are written, and without an ending."""
     for word in re.findall(r"[a-z]+", step.lower())[:4]:
         for form in _bare(word):
             if form in VERBS:
-                return ((form, 1.0), *((other, 0.5) for other in SYNONYMS.get(form, ())))
-    return ()
+                yield word, form
+                break
 
 
 class Speller:

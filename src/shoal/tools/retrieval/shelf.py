@@ -44,7 +44,6 @@ class Entry:
     name: str
     version: str
     origin: str
-    service: int
     label: str
 
 
@@ -62,8 +61,6 @@ class Shelves:
         self._entries: list[Entry | None] = []
         self._places: dict[str, int] = {}
         self._free: list[int] = []
-        self._service_numbers: dict[str, int] = {}
-        self._services_S = np.zeros(0, np.int32)
         self._verb_numbers: dict[str, int] = {}
         self._verbs_S = np.zeros(0, np.int32)
         self._success_S = np.zeros(0, np.float32)
@@ -103,8 +100,7 @@ class Shelves:
         if self._dense is not None and vectors_ND is not None:
             self._dense.add_all(slots, vectors_ND)
         for slot, spec in zip(slots, specs, strict=True):
-            number = self._service_numbers.setdefault(spec.service, len(self._service_numbers))
-            self._place(slot, Entry(spec.name, spec.version, spec.origin, number, label))
+            self._place(slot, Entry(spec.name, spec.version, spec.origin, label))
         return [document.warning for document in documents if document.warning]
 
     def take(self, name: str) -> None:
@@ -134,10 +130,9 @@ class Shelves:
         return len(self._entries) - 1
 
     def _grow(self) -> None:
-        more = len(self._entries) - len(self._services_S)
+        more = len(self._entries) - len(self._success_S)
         if more > 0:
-            more = max(more, len(self._services_S) // 4)
-            self._services_S = np.pad(self._services_S, (0, more))
+            more = max(more, len(self._success_S) // 4)
             self._verbs_S = np.pad(self._verbs_S, (0, more))
             self._success_S = np.pad(self._success_S, (0, more))
 
@@ -155,10 +150,7 @@ class Shelves:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything that is kept, as arrays, for :meth:`restore`; only without gaps."""
         assert not self._free, "an index is kept as it was built"
-        facts = {
-            "entries": [astuple(self.at(slot)) for slot in range(len(self._entries))],
-            "services": list(self._service_numbers),
-        }
+        facts = [astuple(self.at(slot)) for slot in range(len(self._entries))]
         out: dict[str, NDArray[Any]] = {
             f"lexical_{key}": array for key, array in self._lexical.arrays().items()
         }
@@ -170,11 +162,9 @@ class Shelves:
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Fill empty shelves with what :meth:`arrays` gave."""
         assert not self._entries, "only empty shelves are filled"
-        facts = json.loads(arrays["facts"].tobytes())
-        entries = [Entry(*fields) for fields in facts["entries"]]
+        entries = [Entry(*fields) for fields in json.loads(arrays["facts"].tobytes())]
         self._entries.extend(entries)
         self._grow()
-        self._service_numbers = {name: number for number, name in enumerate(facts["services"])}
         for slot, entry in enumerate(entries):
             self._place(slot, entry)
         parts = {key.removeprefix("lexical_"): array for key, array in arrays.items()}
@@ -185,7 +175,6 @@ class Shelves:
     def _place(self, slot: int, entry: Entry) -> None:
         self._entries[slot] = entry
         self._places[entry.name] = slot
-        self._services_S[slot] = entry.service
         verb = verb_of_operation(operation_of(entry.name))
         self._verbs_S[slot] = self._verb_numbers.setdefault(verb, len(self._verb_numbers))
         self._success_S[slot] = self._ledger.of(entry.name, entry.version).success
@@ -204,13 +193,13 @@ class Shelves:
         return word in STOP or any(term in self._lexical for term in self._analyse(word))
 
     def lexical_scores(self, text: str, extra: Sequence[tuple[str, float]]) -> Floats | None:
-        """BM25 [S] of a text and weighted words; None where the text has no term at all."""
+        """BM25 [S] of a text, words added or made less; None where the text has no term at all."""
         terms: dict[str, float] = dict(Counter(self._analyse(text)))
         if not terms:
             return None
         for word, weight in extra:
             for term in self._analyse(word):
-                terms.setdefault(term, weight)
+                terms[term] = max(0.0, terms.get(term, 0.0) + weight)
         return self._lexical.scores(terms)[: len(self._entries)]
 
     def query_vector(self, text: str) -> Floats | None:
@@ -235,10 +224,6 @@ class Shelves:
         """Cosines [N] of a vector and those of slots."""
         assert self._dense is not None, "asked only where there is a query vector"
         return self._dense.cosines(vector, slots)
-
-    def services(self, slots: Slots) -> NDArray[np.int32]:
-        """Numbers [N] of the services of slots."""
-        return self._services_S[slots]
 
     def verb_match(self, text: str, slots: Slots) -> Floats:
         """How well the verbs of tools' names [N] fit a text: 1 its verb, 0.5 a like one, or 0."""

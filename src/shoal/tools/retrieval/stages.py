@@ -62,7 +62,7 @@ class Shelf(Protocol):
     def spell(self) -> Spell: ...
 
     def lexical_scores(self, text: str, extra: Sequence[tuple[str, float]]) -> Floats | None:
-        """BM25 [S] of a text and weighted words; None where the text has no term at all."""
+        """BM25 [S] of a text, words added or made less; None where the text has no term at all."""
         ...
 
     def query_vector(self, text: str) -> Floats | None:
@@ -72,10 +72,6 @@ class Shelf(Protocol):
     def nearest(self, vector: Floats, count: int) -> Slots: ...
 
     def cosines(self, vector: Floats, slots: Slots) -> Floats: ...
-
-    def services(self, slots: Slots) -> NDArray[np.int32]:
-        """A number for the service of each slot."""
-        ...
 
     def verb_match(self, text: str, slots: Slots) -> Floats:
         """How well the verb of each tool's name fits what a text asks for, from 0 to 1."""
@@ -106,7 +102,7 @@ def decompose(lookup: Lookup, shelf: Shelf) -> Lookup:
 
 
 def expand(lookup: Lookup, shelf: Shelf) -> Lookup:
-    """Other verbs for each step, at less weight."""
+    """Verbs of interfaces for a verb of people."""
     weight = shelf.settings.synonym
     return replace(
         lookup,
@@ -172,12 +168,9 @@ def fuse(lookup: Lookup, shelf: Shelf) -> Lookup:
 
 
 def rerank(lookup: Lookup, shelf: Shelf) -> Lookup:
-    """Tools called by their names come first; then count verb, service and past calls.
+    """Tools called by their names come first; then count verb and past calls.
 
     A tool whose name has the request's verb is likelier than one whose text only mentions it.
-
-    A service counts by the share of the best candidates that belong to it: a request hardly ever
-    needs one tool of one service while all others that match are of another.
     """
 
     def reranked(step: Step, found: Found) -> Found:
@@ -185,8 +178,6 @@ def rerank(lookup: Lookup, shelf: Shelf) -> Lookup:
             return found
         spread = max(float(found.score.max()), 1e-9)
         score = found.score / np.float32(spread)
-        share = _shares(shelf.services(found.slots), score)
-        score = score + np.float32(shelf.settings.service) * share
         verbs = shelf.verb_match(step.text, found.slots)
         score = score + np.float32(shelf.settings.verb) * verbs
         score = score + np.float32(shelf.settings.success) * shelf.success(found.slots)
@@ -196,17 +187,6 @@ def rerank(lookup: Lookup, shelf: Shelf) -> Lookup:
 
     pairs = zip(lookup.steps, lookup.found, strict=True)
     return replace(lookup, found=tuple(reranked(step, found) for step, found in pairs))
-
-
-SHARPNESS = 8.0
-"""How much more the best candidates vote for their service: by exp(8 x score), scores up to 1."""
-
-
-def _shares(services: NDArray[np.int32], score: Floats) -> Floats:
-    weight = np.exp(np.float32(SHARPNESS) * (score - score.max()))
-    total = np.bincount(services, weights=weight, minlength=int(services.max()) + 1)
-    share: Floats = (total[services] / total.sum()).astype(np.float32)
-    return share
 
 
 def fit(lookup: Lookup, shelf: Shelf) -> Lookup:
