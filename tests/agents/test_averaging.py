@@ -92,3 +92,28 @@ def test_numbers_are_averaged_by_examples() -> None:
         ("b", '{"weights": {"w": [5, 6]}}'),
     ]
     assert json.loads(str(averaged(words).result)) == {"weights": {"w": [2.0, 3.0]}, "examples": 4}
+
+
+async def test_shared_pools_are_averaged_and_load_as_an_adapter(tmp_path: Path) -> None:
+    import torch
+
+    from shoal.models.adapters.files import load, save
+    from shoal.models.adapters.registry import new
+
+    model = torch.nn.ModuleDict(
+        {str(k): torch.nn.ModuleDict({"fc": torch.nn.Linear(8, 8)}) for k in range(3)}
+    )
+    sizes = {"e": 2, "r": 3, "p": 1, "l": 2, "targets": ["fc"]}
+    made = {}
+    for number, (name, seed) in enumerate((("north", 5), ("south", 5), ("other", 6))):
+        made[name] = new("mos", model, seed=seed, **sizes)
+        with torch.no_grad():
+            made[name].tensors["fc.B"].fill_(float(number + 1))
+        save(made[name], tmp_path / f"{name}.safetensors")
+    words = {name: f'{{"file": "{name}.safetensors"}}' for name in ("north", "south")}
+    said = json.loads(str((await ran(tmp_path, words)).result))
+    mean = load(tmp_path / said["file"], model)
+    assert torch.equal(mean.tensors["fc.B"], torch.full((12, 4), 1.5))
+    assert mean.options == made["north"].options
+    words = {name: f'{{"file": "{name}.safetensors"}}' for name in ("north", "other")}
+    assert (await ran(tmp_path, words)).outcome == "undecided"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from shoal.agents.payloads import json_in
@@ -77,22 +77,26 @@ def averaged_files(words: Sequence[tuple[str, str]], folder: Path) -> Reduction:
     """The mean of all readable adapters, as a file in ``folder`` that is named by its content.
 
     Refused are names with a path in them and types that numpy lacks (bfloat16). Means are taken in
-    float64 and kept in the adapters' own type.
+    float64 and kept in the adapters' own type. What files say about themselves (base, options, seed
+    of index tables) must be the same in all of them, and the mean says it, too.
     """
     updates: dict[str, AdapterUpdate] = {}
     tensors: dict[str, dict[str, NDArray[Any]]] = {}
+    said: dict[str, dict[str, str]] = {}
     refused: dict[str, str] = {}
     for name, text in words:
         try:
             update = AdapterUpdate.model_validate(json_in(text))
             held = load_file(folder / update.file)
+            with safe_open(folder / update.file, framework="numpy") as opened:
+                metadata = opened.metadata() or {}
         except ValidationError as error:
             refused[name] = str(error.errors()[0]["msg"])
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             refused[name] = f"{update.file} cannot be read: {type(error).__name__}"
         else:
             if all(np.isfinite(tensor).all() for tensor in held.values()):
-                updates[name], tensors[name] = update, held
+                updates[name], tensors[name], said[name] = update, held, metadata
             else:
                 refused[name] = f"{update.file} holds numbers that are not finite"
     data: dict[str, Any] = {"refused": refused} if refused else {}
@@ -101,6 +105,9 @@ def averaged_files(words: Sequence[tuple[str, str]], folder: Path) -> Reduction:
     }
     if len({tuple(shape) for shape in shapes.values()}) != 1:
         return Reduction(None, data | {"shapes": shapes})
+    about = next(iter(said.values()))
+    if differing := sorted(name for name, one in said.items() if one != about):
+        return Reduction(None, data | {"of another base, options or seed": differing})
     total = sum(update.examples for update in updates.values())
     first = next(iter(tensors.values()))
     weights = [update.examples for update in updates.values()]
@@ -108,7 +115,7 @@ def averaged_files(words: Sequence[tuple[str, str]], folder: Path) -> Reduction:
     for key, kind in first.items():
         stacked = np.array([held[key] for held in tensors.values()], np.float64)
         mean[key] = np.average(stacked, axis=0, weights=weights).astype(kind.dtype)
-    content = save(mean)
+    content = save(mean, metadata=about or None)
     file = f"mean-{hashlib.blake2b(content, digest_size=8).hexdigest()}.safetensors"
     with atomic_path(folder / file) as temporary:
         temporary.write_bytes(content)
