@@ -52,13 +52,12 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "vector sharding": mos(2, 6, 1, 1),
     "shard privatisation": mos(2, 6, 0, 4),
 }
-WORKERS = 2
 
 
 def run(bench: Bench) -> None:
     """Quality, then serving."""
     setting = bench.pick(
-        full=Setting(layers=6, pretraining=350, steps=160, seeds=(0, 1, 2, 3), test_rows=128),
+        full=Setting(layers=6, pretraining=350, steps=130, seeds=(0, 1, 2), test_rows=128),
         smoke=Setting(layers=6, pretraining=10, steps=6, seeds=(0, 1), test_rows=16),
     )
     bench.workload = (
@@ -92,7 +91,6 @@ def _quality(bench: Bench, base: Base, setting: Setting) -> dict[str, Found]:
         quality.measure_all,
         base,
         setting=setting,
-        workers=bench.pick(full=WORKERS, smoke=1),
         done=lambda: next(progress, None),
     )
     found = measured(swept)
@@ -180,7 +178,7 @@ def _serving(bench: Bench) -> None:
         full=serving.Load(adapters=64, prompt=32, answer=24),
         smoke=serving.Load(adapters=4, prompt=8, answer=3),
     )
-    rounds = bench.pick(full=3, smoke=2)
+    rounds = 2
     model = compute.call(lambda: load(dtype="bf16"))
     small = serving.resident(model, load_, "mos", e=2, r=4, p=1, l=4)
     large = serving.resident(model, load_, "lora", rank=16)
@@ -211,15 +209,15 @@ def _serving(bench: Bench) -> None:
         ratio_interval(bare.cpu, many.cpu, seed=bench.seed),
         at_least=0.8,
     )
-    if importlib.util.find_spec("peft") is not None:
-        peft_load = serving.Load(load_.adapters, load_.prompt, bench.pick(full=8, smoke=2))
+    if not bench.smoke and importlib.util.find_spec("peft") is not None:
+        peft_load = serving.Load(load_.adapters, load_.prompt, bench.pick(full=6, smoke=2))
         peft = compute.call(lambda: serving.Peft(model, peft_load, rank=4))
         ours = serving.Served(model, peft_load, small)
         names = {
             "shoal": ours.round,
             "peft": lambda: compute.call(peft.round),
         }
-        both = alternate(names, rounds=2, warmup=bench.pick(full=1, smoke=0))
+        both = alternate(names, rounds=2, warmup=0)
         count = peft_load.adapters * peft_load.answer
         bench.arm(
             f"serving: PEFT, {load_.adapters} x LoRA r=4, {peft_load.answer} tokens",
@@ -236,7 +234,7 @@ def _serving(bench: Bench) -> None:
 
 def _together(bench: Bench) -> None:
     """Adapters of several agents in one step, against a run for each."""
-    count, steps = bench.pick(full=(4, 3), smoke=(2, 2))
+    count, steps = bench.pick(full=(4, 2), smoke=(2, 2))
     model = compute.call(lambda: load(dtype="fp32"))
     crowd = together.agents(model, count, rows=1, length=bench.pick(full=65, smoke=9))
     tables: dict[str, list[list[float]]] = {}
@@ -247,7 +245,7 @@ def _together(bench: Bench) -> None:
         tables[name] = [list(one) for one in crowd.losses]
 
     names = ("one by one", "at once")
-    seconds = alternate({name: partial(timed, name) for name in names}, rounds=2)
+    seconds = alternate({name: partial(timed, name) for name in names}, rounds=2, warmup=0)
     for name in names:
         bench.arm(
             f"training {count} adapters {name}",

@@ -7,10 +7,8 @@ loss on test text, of other files, at that rate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -92,11 +90,11 @@ class Found:
 
 @dataclass(slots=True)
 class Base:
-    """The frozen model, as what crosses to a worker."""
+    """The frozen model and its loss on test text before it is adapted."""
 
     config: DecoderConfig
     weights: dict[str, torch.Tensor]
-    unadapted: float = field(default=0.0)
+    unadapted: float = 0.0
 
     def decoder(self) -> Decoder:
         """The model."""
@@ -139,7 +137,6 @@ def pretrained(setting: Setting, seed: int) -> Base:
 
 def measure(base: Base, arm: Arm, setting: Setting) -> Found:
     """Train all rates and seeds of an arm together and measure them."""
-    torch.set_num_threads(1)
     decoder, text = base.decoder(), texts.code(texts.TRAIN)
     validation = _held_out(texts.VALIDATION, setting.test_rows // 2)
     test = _held_out(texts.TEST, setting.test_rows)
@@ -185,22 +182,14 @@ def measure(base: Base, arm: Arm, setting: Setting) -> Found:
 
 
 def measure_all(
-    base: Base, arms: Sequence[Arm], setting: Setting, *, workers: int, done: Any
+    base: Base, arms: Sequence[Arm], setting: Setting, *, done: Callable[[], object]
 ) -> dict[str, Found]:
-    """All arms, in processes of one thread each."""
-    if workers == 1:
-        found = {}
-        for arm in arms:
-            found[arm.name] = measure(base, arm, setting)
-            done()
-        return found
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        asked = {arm.name: pool.submit(measure, base, arm, setting) for arm in arms}
-        results = {}
-        for name, future in asked.items():
-            results[name] = future.result()
-            done()
-    return results
+    """All arms, one after another."""
+    found = {}
+    for arm in arms:
+        found[arm.name] = measure(base, arm, setting)
+        done()
+    return found
 
 
 @torch.no_grad()
