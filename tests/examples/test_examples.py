@@ -32,6 +32,7 @@ ENDS = {
     "relay.py": "4 settlements are in the log",
     "tools.py": "prompt tokens were known already",
     "two_depths.py": "3 models in",
+    "two_voices.py": "2 adapters over one model",
     "score_calls.py": "4 answers scored.",
     "share_prompts.py": "of their largest element.",
     "settle.py": "settlements are in the log",

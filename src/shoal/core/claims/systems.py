@@ -241,6 +241,7 @@ SYSTEMS: tuple[System, ...] = (
         "MoS: Unleashing Parameter Efficiency of Low-Rank Adaptation with Mixture of Shards",
         "2410.00938",
         "models",
+        "partial",
     ),
     System(
         "recoworld",
