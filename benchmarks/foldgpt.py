@@ -56,12 +56,12 @@ def run(bench: Bench) -> None:
     bed = small(bench)
     terms = Terms(
         counts=bench.pick(full=(2, 3), smoke=(1,)),
-        gates=GateOptions(steps=bench.pick(full=60, smoke=12), batch=16),
+        gates=GateOptions(steps=bench.pick(full=50, smoke=12), batch=16),
         seeds=bench.pick(full=(0, 1, 2), smoke=(0,)),
         cure=CureOptions(
-            tokens=bench.pick(full=32_000, smoke=3_000), batch=bench.pick(full=16, smoke=8)
+            tokens=bench.pick(full=16_000, smoke=3_000), batch=bench.pick(full=16, smoke=8)
         ),
-        rows=bench.pick(full=64, smoke=8),
+        rows=bench.pick(full=48, smoke=8),
         peers=not bench.smoke,
         parts={"no tail": NO_TAIL, "labels alone": LABELS},
     )
@@ -79,10 +79,10 @@ def run(bench: Bench) -> None:
         big,
         Terms(
             counts=(3, 6),
-            gates=GateOptions(steps=48),
-            seeds=(0, 1, 2),
-            cure=CureOptions(tokens=4_096),
-            rows=3,
+            gates=GateOptions(steps=32),
+            seeds=(0, 1),
+            cure=CureOptions(tokens=2_048),
+            rows=2,
         ),
     )
     judge(narrow)
@@ -126,7 +126,7 @@ def _knowledge(bench: Bench, contest: Contest) -> None:
         treated = contest.treated.get(name)
         decoder = contest.bed.decoder if treated is None else treated.decoder
         engine = LocalEngine(_with(model, decoder), kv_bytes=256 << 20)
-        bench.arm(f"{name}, items", **knowledge(engine, 25, bench.seed))
+        bench.arm(f"{name}, items", **knowledge(engine, 12, bench.seed))
         asyncio.run(engine.close())
 
 
@@ -154,7 +154,7 @@ def _serving(bench: Bench, contest: Contest) -> None:
         two = serving.resident(*map(str, folders.values()))
     base = LocalEngine(model, kv_bytes=64 << 20)
     engines = {"parent": base, **{name: base.planned(plan) for name, plan in plans.items()}}
-    seconds = serving.speeds(engines, rounds=6)
+    seconds = serving.speeds(engines, rounds=4)
     whole = footprint(model.decoder)
     for name, engine in engines.items():
         found = footprint(engine.model.decoder)

@@ -86,7 +86,7 @@ def smollm(bench: Bench) -> Bed:
     python = split(rows["python"], "python")
     fitted = torch.cat([python.fitted_NS[: len(jargon.fitted_NS)], jargon.fitted_NS])
     order = [i for pair in zip(*torch.arange(len(fitted)).chunk(2), strict=False) for i in pair]
-    count = bench.pick(full=10, smoke=1)
+    count = bench.pick(full=5, smoke=1)
     return Bed(
         "SmolLM2-135M",
         plain(model.decoder),
@@ -100,7 +100,7 @@ def smollm(bench: Bench) -> Bed:
 def small(bench: Bench, *, seed: int = 0) -> Bed:
     """A byte-level Llama of 12 blocks (6 in a smoke), trained for about a minute."""
     layers = bench.pick(full=12, smoke=6)
-    steps = bench.pick(full=600, smoke=60)
+    steps = bench.pick(full=450, smoke=40)
     config = tiny_config(hidden=bench.pick(full=72, smoke=48), layers=layers, context=256)
     rows = {
         name: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).long()
