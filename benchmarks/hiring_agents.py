@@ -55,7 +55,7 @@ def run(bench: Bench) -> None:
         "contract that anybody gains by breaking is charged the worst a round can bring (-2). "
         "Models: two copies of SmolLM2-135M say whether a sum of three one-digit "
         "numbers from reasoning-gym is what somebody claims; they guess, answer at once or write "
-        "the steps. Signal laws and token costs from 60 sums, the contract held to 200 others; "
+        "the steps. Signal laws and token costs from 60 sums, the contract held to 140 others; "
         "models do as they are told, as their prompt is all there is. Assumed: "
         + " ".join(ASSUMES[:-1])
     )

@@ -62,8 +62,8 @@ def run(bench: Bench) -> None:
         "reward is put together from the parts the paper describes. Learning: groups of three "
         "actor-critics, 200 epochs of 50 episodes. Models: SmolLM2-135M, sums of three one-digit "
         "numbers from reasoning-gym; five worked examples, sums to learn from and sums to be held "
-        "to have none in common. Every arm may generate 240 tokens a sum, shared equally by its "
-        "calls, and 60 a call. Fixed settings are chosen on the sums to learn from. The theorem is "
+        "to have none in common. Every arm may generate 200 tokens a sum, shared equally by its "
+        "calls, and 50 a call. Fixed settings are chosen on the sums to learn from. The theorem is "
         "about scalar contributions: of models it promises nothing."
     )
     table(bench)

@@ -101,8 +101,8 @@ async def panels(
 
 
 def with_models(bench: Bench, model: str = "smollm2-135m") -> None:
-    """Contracts from 60 items, held to 200 others."""
-    count, held = bench.pick(full=(60, 200), smoke=(24, 24))
+    """Contracts from 60 items, held to 140 others."""
+    count, held = bench.pick(full=(60, 140), smoke=(12, 10))
     examples, learn, hold = apart((10, count, held), bench.seed_of("sums") % 2**31)
     known = doubts(learn, bench.generator("claims", "learn"))
     asked = doubts(hold, bench.generator("claims", "hold"))

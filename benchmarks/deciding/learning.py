@@ -22,17 +22,17 @@ NEAR = 0.1
 
 def learnt_contributions(bench: Bench) -> None:
     """The plain game, the full reward in sequence, and the same with all at once."""
-    groups, epochs = bench.pick(full=(20, 200), smoke=(4, 25))
+    many, some, epochs = bench.pick(full=(20, 8, 200), smoke=(3, 2, 20))
     arms = {
-        "plain public goods game": (PLAIN, "all", BanditOptions()),
-        "full reward, all seen": (FULL, "all", BanditOptions()),
-        "full reward, the last seen": (FULL, "last", BanditOptions()),
-        "full reward, all at once": (FULL, "none", BanditOptions()),
-        "full reward, published spread and KL": (FULL, "all", PUBLISHED),
+        "plain public goods game": (PLAIN, "all", BanditOptions(), some),
+        "full reward, all seen": (FULL, "all", BanditOptions(), many),
+        "full reward, the last seen": (FULL, "last", BanditOptions(), some),
+        "full reward, all at once": (FULL, "none", BanditOptions(), many),
+        "full reward, published spread and KL": (FULL, "all", PUBLISHED, some),
     }
     found: dict[str, Learnt] = {}
     started = time.process_time()
-    for name, (game, observe, options) in bench.track(list(arms.items()), "learning"):
+    for name, (game, observe, options, groups) in bench.track(list(arms.items()), "learning"):
         found[name] = one = learn_contributions(
             game, observe=observe, groups=groups, epochs=epochs, options=options,  # type: ignore[arg-type]
             seed=bench.seed_of("contributions", name),
@@ -60,14 +60,14 @@ def learnt_contributions(bench: Bench) -> None:
     )
     off = np.abs(full.contributions.sum(axis=1) - sequential(FULL)[0].total)
     bench.verdict(
-        f"learnt with the full reward: mean distance of {groups} totals from the equilibrium's",
+        f"learnt with the full reward: mean distance of {many} totals from the equilibrium's",
         mean_interval(off, seed=bench.seed),
         at_most=NEAR,
     )
     hidden = found["full reward, all at once"].contributions
     bench.verdict(
-        f"learnt all at once: share of {groups} groups in the bad equilibrium",
-        wilson_interval(int((hidden <= FULL.low + 0.05).all(axis=1).sum()), groups),
+        f"learnt all at once: share of {many} groups in the bad equilibrium",
+        wilson_interval(int((hidden <= FULL.low + 0.05).all(axis=1).sum()), many),
         at_least=0.05,
     )
     bench.verdict("CPU seconds of learning, five games", seconds, at_most=60.0)
