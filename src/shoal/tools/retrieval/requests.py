@@ -20,20 +20,23 @@ LONGEST = 4_000
 MOST_STEPS = 6
 VERBS = frozenset(
     """
-    abort accept activate add allocate analyze apply approve archive assign associate attach
-    authorize begin book build buy calculate call cancel change check clear clone close compare
-    complete compute configure confirm connect convert copy count create deactivate decline
-    decrypt define delete deny deploy deregister describe detach detect disable disassociate
-    discover display download drop email empty enable encrypt enumerate erase establish estimate
-    evaluate execute export extend extract fetch find generate get give grant identify import
-    increase inspect install invite invoke issue launch list load lock look make mark merge
-    migrate modify monitor move notify open order pause perform ping poll post print promote
-    provision publish purchase purge put query read reboot receive recover register reject release
-    remove rename replace reply report request reserve reset resize resolve restart restore resume
-    retrieve retry return revoke rotate run save scale scan schedule search select send set setup
-    share show shut sign simulate snapshot start stop submit subscribe suspend swap switch sync
-    tag tell terminate test transfer translate trigger turn unassign uninstall unlock unsubscribe
-    untag update upgrade upload validate verify view wipe write
+    abort accept activate add allocate alter analyze apply approve archive assign associate assume
+    attach authorize begin book build buy calculate call cancel change check clear clone close
+    compare complete compose compute configure confirm connect convert copy count create
+    deactivate decline decode decrease decrypt define delete deny deploy deregister describe
+    detach detect determine disable disassociate discover display download draft drop edit email
+    empty enable encode encrypt enumerate erase establish estimate evaluate execute export extend
+    extract fetch filter find follow forward generate get give grant grow halt identify import
+    increase initiate inspect install invite invoke issue join kick kill launch leave list load
+    lock look lower make mark merge migrate modify monitor move mute notify open order pause
+    perform pick pin ping poll post prepare print promote provision publish pull purchase purge
+    push put query raise read reboot receive recover refresh register reject release remind remove
+    rename renew replace replicate reply report request reserve reset resize resolve restart
+    restore resume retrieve retry return revoke rotate run save scale scan schedule search see
+    select send set setup share show shrink shut sign simulate snapshot sort start stop store
+    submit subscribe summarize suspend swap switch sync synthesize tag tell terminate test track
+    transcribe transfer translate trigger turn unassign uninstall unlink unlock unpin unsubscribe
+    untag update upgrade upload validate verify view wipe withdraw write
     """.split()  # noqa: SIM905
 )
 """Verbs that begin a request for something to be done."""
@@ -75,7 +78,7 @@ KINDRED: Mapping[str, tuple[str, ...]] = {
 
 Spell = Callable[[str], str | None]
 
-_SPACE = re.compile(r"\s+")
+_SPACE = re.compile(r"[^\S\n]+")
 _POLITE = re.compile(
     r"^(?:(?:hi|hello|hey|ok|okay|so|well|thanks|thank you)\b[\s,!.]*|"
     r"(?:can|could|would|will) (?:you|we|i)\b[\s,]*|please\b[\s,]*|kindly\b[\s,]*|"
@@ -86,13 +89,17 @@ _POLITE = re.compile(
 _PRONOUN = re.compile(r"\b(?:it|its|them|that one|this one|those|these|the same)\b", re.IGNORECASE)
 _LETTERS = re.compile(r"[A-Za-z]{5,20}")
 _ENDS = re.compile(
-    r"(?:^|\s+)(?:\d+[.)]|[-*•])\s+|(?<=[a-z0-9)\"'])[.!?;]+(?=\s|$)|\n+", re.IGNORECASE
+    r"(?:^|\s+)\d+[.)]\s+|(?:^|\n)\s*[-*•]\s+|(?<=[a-z0-9)\"'])[.!?;]+(?=\s|$)|\n+", re.IGNORECASE
 )
+_ORDER = r"then|afterwards|finally|next|after that|followed by"
 _LINKS = re.compile(
-    r"\s*(?:,|;)?\s+"
-    r"(?:and|then|also|plus|afterwards|finally|next|after that|followed by|as well as)"
-    r"(?:\s+(?:then|also|finally|to|please|afterwards|after that))*\s+|\s*,\s+",
+    rf"\s*(?:,|;)?\s+(?:and|also|plus|as well as|{_ORDER})"
+    rf"(?:,?\s+(?:also|to|please|{_ORDER}))*,?\s+|\s*,\s+",
     re.IGNORECASE,
+)
+_ORDERED = re.compile(rf"\b(?:{_ORDER})\b", re.IGNORECASE)
+_LEAD = re.compile(
+    rf"^(?:(?:and|also|now|{_ORDER})\b[\s,]*)+|^[A-Za-z]+(?: \d+)?:\s+", re.IGNORECASE
 )
 
 
@@ -130,30 +137,33 @@ def decompose(request: str) -> tuple[str, ...]:
     """The things a request asks for, one after the other; at most ``MOST_STEPS``.
 
     A sentence, a line of a list or a clause is a step of its own where it begins with a verb that
-    asks; anything else belongs to the step before it.
+    asks, and a clause also where a word of order leads to it ("then", "after that"); anything
+    else belongs to the step before it.
     """
     steps: list[str] = []
     for sentence in _ENDS.split(request):
-        if not sentence or not sentence.strip():
-            continue
-        start = 0
-        pieces: list[str] = []
-        for link in _LINKS.finditer(sentence):
-            if _asks(sentence[link.end() :]):
-                pieces.append(sentence[start : link.start()])
-                start = link.end()
-        pieces.append(sentence[start:])
-        for piece in pieces:
-            piece = piece.strip(" ,;")
-            if not piece:
-                continue
-            if steps and not _asks(piece):
-                steps[-1] = f"{steps[-1]}. {piece}"
-            else:
-                steps.append(piece)
+        if sentence and sentence.strip():
+            for piece, ordered in _clauses(_LEAD.sub("", sentence.strip())):
+                if steps and not ordered and not _asks(piece):
+                    steps[-1] = f"{steps[-1]}. {piece}"
+                else:
+                    steps.append(piece)
     if len(steps) > MOST_STEPS:
         steps[MOST_STEPS - 1 :] = [". ".join(steps[MOST_STEPS - 1 :])]
     return tuple(steps) or (request,)
+
+
+def _clauses(sentence: str) -> Iterator[tuple[str, bool]]:
+    """Clauses of a sentence that ask for something, and whether a word of order led to each."""
+    start, ordered = 0, False
+    for link in _LINKS.finditer(sentence):
+        order = _ORDERED.search(link.group()) is not None
+        if order or _asks(sentence[link.end() :]):
+            if piece := sentence[start : link.start()].strip(" ,;"):
+                yield piece, ordered
+            start, ordered = link.end(), order
+    if piece := sentence[start:].strip(" ,;"):
+        yield piece, ordered
 
 
 def expand(step: str, weight: float) -> Step:
@@ -245,10 +255,14 @@ def _says(word: str) -> bool:
 
 
 def _asks(text: str) -> bool:
-    """Whether a clause begins with a verb that asks for something."""
-    text = _POLITE.sub("", _POLITE.sub("", text.lstrip()))
-    match = re.match(r"(?:then |also |finally |next |now )*([A-Za-z]+)", text)
-    return match is not None and match.group(1).lower() in VERBS
+    """Whether a clause begins with a verb that asks for something, alone or in a tool's name."""
+    text = _POLITE.sub("", _POLITE.sub("", _LEAD.sub("", text.lstrip())))
+    match = re.match(r"[A-Za-z]+", text)
+    if match is None:
+        return False
+    first = match.group()
+    verb = words_of(first)[0] if first[1:] != first[1:].lower() else first
+    return verb.lower() in VERBS
 
 
 def _bare(word: str) -> tuple[str, ...]:

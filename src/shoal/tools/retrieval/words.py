@@ -13,9 +13,9 @@ STOP = frozenset(
     below between both but by can could did do does doing down during each few for from further
     had has have having he her here hers him his how i if in into is it its just let like may me
     might more most must my need new no nor not now of off on once only or other our out over own
-    per please same shall she should so some such than that the their them then there these they this
-    those through to too under until up us use used uses using very via want was we were what when
-    where which while who whom why will with within would you your
+    per please same shall she should so some such than that the their them then there these they
+    this those through to too under until up us use used uses using very via want was we were what
+    when where which while who whom why will with within would you your
     """.split()  # noqa: SIM905
 )
 """Words that say nothing about a tool."""
