@@ -9,9 +9,12 @@ import typer
 
 from shoal.cli.console import console, errors, print_json
 from shoal.cli.progress import loading
+from shoal.cli.tools_gateway import call, serve
 from shoal.core.errors import ConfigError
 
-app = typer.Typer(help="Tools: import catalogues of interfaces, search them, look at one.")
+app = typer.Typer(help="Tools: import catalogues of interfaces, search, look at one, call, serve.")
+app.command("call")(call)
+app.command("serve")(serve)
 
 
 @app.command("import")

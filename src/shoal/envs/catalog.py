@@ -13,6 +13,7 @@ from shoal.envs.protocol import Environment
 ENVIRONMENTS: Mapping[str, str] = {
     "arithmetic": "shoal.envs.strategies:Arithmetic",
     "bfcl": "shoal.envs.bfcl:Bfcl",
+    "company": "shoal.envs.company.environment:Company",
     "frozen-lake": "shoal.envs.toy_text:FrozenLake",
     "minigrid": "shoal.envs.minigrid:MiniGrid",
     "reasoning": "shoal.envs.reasoning:Reasoning",

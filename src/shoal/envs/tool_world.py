@@ -2,8 +2,9 @@
 
 A tool does one thing (a verb) and takes one to three parameters out of a few types. Names of tools
 and parameters are drawn anew for every request, so what a call must say stands in the prompt's
-schema and nowhere else; within a request a type has one name, as in the interface of one house. A
-fifth of the requests want what no tool offered does.
+schema and nowhere else; within a request a type has one name, as in the interface of one house.
+Names of parameters can be left as they are, for policies too small to look up both. A fifth of the
+requests want what no tool offered does.
 
 Seeds from ``HELD_OUT`` on have tools that are never seen in training: verbs that are known, with
 parameters that none of them had there.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -63,7 +64,9 @@ class ToolWorld(CallTask):
     calls       least and most calls of a request
     parameters  least and most parameters of a tool
     irrelevant  share of requests that no tool offered fits
-    slips       how often a demonstration gets a name, a parameter or a value wrong
+    masked      whether parameters are renamed, too ("all"), or only tools ("tools")
+    slips       how often a demonstration gets a name, a parameter or a value wrong, or calls
+                where nothing should be called
     world       which tools there are: 36 to train on and 12 held out, one of each verb
     """
 
@@ -75,6 +78,7 @@ class ToolWorld(CallTask):
         calls: tuple[int, int] | list[int] = (1, 3),
         parameters: tuple[int, int] | list[int] = (1, 3),
         irrelevant: float = 0.2,
+        masked: Literal["all", "tools"] = "all",
         slips: float = 0.0,
         dialect: str = "words",
         world: int = 0,
@@ -89,7 +93,9 @@ class ToolWorld(CallTask):
         if not 1 <= offered <= MOST_OFFERED:
             raise ConfigError(f"A request offers 1 to {MOST_OFFERED} tools, not {offered}.")
         self._offered, self._calls = offered, (least, most)
-        self._irrelevant, self._slips = irrelevant, slips
+        if masked not in ("all", "tools"):
+            raise ConfigError(f"What is masked is 'all' or 'tools', not {masked!r}.")
+        self._irrelevant, self._masked, self._slips = irrelevant, masked, slips
         self._train, self._held_out = _kinds(world, fewest, many)
         self._known: dict[int, tuple[tuple[ToolSpec, ...], str, Wanted]] = {}
 
@@ -124,7 +130,7 @@ class ToolWorld(CallTask):
                     tool.description,
                     tool.name,
                     *(
-                        f"{schema['description']} {name}"
+                        " ".join(dict.fromkeys((schema["description"], name)))
                         for name, schema in tool.parameters["properties"].items()
                     ),
                 ]
@@ -135,8 +141,14 @@ class ToolWorld(CallTask):
     def expert_action(self) -> str:
         """The right answer, or with slips one that is nearly right, always the same."""
         rng = generator("slips", self._seed)
-        calls = [self._slipped(call, rng) for call in self.wanted.example().calls]
-        return self.dialect.write(Answer(tuple(calls), self.wanted.blocks))
+        wanted = self.wanted.example()
+        if not wanted.calls and rng.random() < self._slips:
+            tool = self.tools[int(rng.integers(len(self.tools)))]
+            properties = tool.parameters["properties"].items()
+            given = {key: _drawn(rng, KINDS[one["description"]]) for key, one in properties}
+            return self.dialect.write(Answer((Call(tool.name, given),), ("calls",)))
+        calls = [self._slipped(call, rng) for call in wanted.calls]
+        return self.dialect.write(Answer(tuple(calls), wanted.blocks))
 
     def _slipped(self, call: Call, rng: np.random.Generator) -> Call:
         names = [tool.name for tool in self.tools]
@@ -146,7 +158,7 @@ class ToolWorld(CallTask):
             if rng.random() < self._slips:
                 value = _drawn(rng, KINDS[schema[key]["description"]])
             if rng.random() < self._slips:
-                key = str(rng.choice(PARAMETER_NAMES))
+                key = str(rng.choice(PARAMETER_NAMES if self._masked == "all" else list(KINDS)))
             given[key] = value
         name = str(rng.choice(names)) if rng.random() < self._slips else call.name
         return Call(name, given)
@@ -159,6 +171,8 @@ class ToolWorld(CallTask):
         names = [TOOL_NAMES[at] for at in rng.permutation(len(TOOL_NAMES))]
         draws = rng.permutation(len(PARAMETER_NAMES))[: len(KINDS)]
         called = {kind: PARAMETER_NAMES[at] for kind, at in zip(KINDS, draws, strict=True)}
+        if self._masked == "tools":
+            called = {kind: kind for kind in KINDS}
         tools = [_spec(kind, name, called) for kind, name in zip(shown, names, strict=False)]
         if rng.random() < self._irrelevant:
             request, truth = _said(missing, _values(missing, rng)), Wanted(f"request {seed}")

@@ -176,9 +176,7 @@ class Account:
             HTTPClientError,
             ParamValidationError,
         )
-
         from botocore.model import OperationNotFoundError
-        from botocore.parsers import ResponseParserError
 
         if self._process is None:
             raise CloudDown("The local cloud is stopped: start it.")
@@ -190,23 +188,23 @@ class Account:
             raise Refused(str(said.get("Code", "?")), str(said.get("Message", error))) from None
         except ParamValidationError as error:
             raise ValueError(str(error)) from None
-        except ResponseParserError as error:
-            raise Refused("InternalError", str(error)[:200]) from None
         except OperationNotFoundError:
             raise ValueError(f"{service} has no operation {operation!r}.") from None
         except HTTPClientError as error:
             refused = isinstance(error, EndpointConnectionError)
-            raise CloudDown(f"The local cloud does not answer: {error}", sent=not refused) from error
+            raise CloudDown(
+                f"The local cloud does not answer: {error}", sent=not refused
+            ) from error
         except BotoCoreError as error:
             raise ValueError(str(error)) from None
+        except Exception as error:  # an answer that is none, of which its parser cannot make sense
+            raise Refused("InternalError", f"{type(error).__name__}: {error}"[:200]) from None
         answer.pop("ResponseMetadata", None)
         self.made.append(Called(service, operation, arguments))
         plain: dict[str, Any] = _plain(answer)
         return plain
 
-    def whole(
-        self, service: str, operation: str, arguments: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def whole(self, service: str, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments with the tokens that services know a repetition by; else they are random."""
         model = self.client(service).meta.service_model.operation_model(operation)
         self._sent += 1

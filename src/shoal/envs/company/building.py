@@ -18,9 +18,14 @@ from shoal.envs.company.served import served_operations
 from shoal.envs.company.tasks import Predicate, Step, Task
 from shoal.tools.importers.botocore import newest
 from shoal.tools.sources import botocore_data
+from shoal.tools.text import words_of
 
 LONGEST = 600
 """Characters of an example's arguments; longer ones are no task for a sentence."""
+
+
+READERS = 10
+"""Operations that are tried to read back a call, those of the likest names first."""
 
 
 def examples_of(service: str) -> list[tuple[str, str, str, dict[str, Any]]]:
@@ -94,8 +99,8 @@ def _setup(
 
 
 def _base(service: str) -> tuple[Called, ...]:
-    """What the company has of one service: the rest does not matter to it."""
-    return tuple(each for each in seed_calls() if each.service == service)
+    """What the company has of one service, and its roles: the rest does not matter to it."""
+    return tuple(each for each in seed_calls() if each.service in (service, "iam"))
 
 
 def _succeeds(account: Account, setup: tuple[Called, ...], wanted: Called) -> bool:
@@ -126,6 +131,9 @@ def _read_back(
             if not required and known.keys() & properties.keys() and len(required) == 0:
                 some = {key: known[key] for key in known if key in properties}
                 readers.append((operation, some))
+    words = set(words_of(made.operation))
+    readers.sort(key=lambda reader: -len(words & set(words_of(reader[0]))))
+    del readers[READERS:]
     account.reset((*_base(service), *setup))
     before = {at: _answer(account, service, *reader) for at, reader in enumerate(readers)}
     account.reset((*_base(service), *setup))
@@ -158,5 +166,3 @@ def _texts(value: Any) -> frozenset[str]:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return frozenset((str(value),)) if len(str(value)) > 1 else frozenset()
     return frozenset()
-
-

@@ -51,9 +51,7 @@ class Chooser:
         prompt = (Segment(prefix),)
         scores = await self.engine.score(prompt, [f" {option}" for option in options])
         self.scored += self.engine.count_tokens(prompt)
-        return {
-            option: score.logprob for option, score in zip(options, scores, strict=True)
-        }
+        return {option: score.logprob for option, score in zip(options, scores, strict=True)}
 
     async def tool(self, task: str, specs: Sequence[ToolSpec]) -> ToolSpec:
         """One of the tools that were found; they are in order of the search.

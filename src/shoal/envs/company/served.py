@@ -30,16 +30,18 @@ OTHERWISE = {
 """Services whose module in moto has another name than botocore's, without its hyphens."""
 
 WITHOUT_HANDLER = {
-    "s3": (
-        "CompleteMultipartUpload CreateBucket CreateMultipartUpload DeleteObjects "
-        "GetBucketLifecycleConfiguration GetBucketNotificationConfiguration GetBucketTagging "
-        "ListBuckets PutBucketAccelerateConfiguration PutBucketAcl PutBucketCors "
-        "PutBucketEncryption PutBucketInventoryConfiguration PutBucketLifecycleConfiguration "
-        "PutBucketLogging PutBucketNotificationConfiguration PutBucketOwnershipControls "
-        "PutBucketPolicy PutBucketReplication PutBucketTagging PutBucketVersioning "
-        "PutBucketWebsite PutObjectLockConfiguration PutPublicAccessBlock RestoreObject "
-        "SelectObjectContent"
-    ).split()
+    "s3": frozenset(
+        """
+        CompleteMultipartUpload CreateBucket CreateMultipartUpload DeleteObjects
+        GetBucketLifecycleConfiguration GetBucketNotificationConfiguration GetBucketTagging
+        ListBuckets PutBucketAccelerateConfiguration PutBucketAcl PutBucketCors
+        PutBucketEncryption PutBucketInventoryConfiguration PutBucketLifecycleConfiguration
+        PutBucketLogging PutBucketNotificationConfiguration PutBucketOwnershipControls
+        PutBucketPolicy PutBucketReplication PutBucketTagging PutBucketVersioning
+        PutBucketWebsite PutObjectLockConfiguration PutPublicAccessBlock RestoreObject
+        SelectObjectContent
+        """.split()  # noqa: SIM905
+    )
 }
 """Operations that moto answers in one function for all requests of a kind."""
 

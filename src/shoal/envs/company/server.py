@@ -18,11 +18,13 @@ from typing import Any
 
 DEEPEST = 12
 BULK = frozenset(
-    # what comes with every account, by the hundred
-    "amis managed_policies aws_managed_policies instance_types prefix_lists "
-    # and what a service has as soon as it is looked at
-    "account_id region_name partition key_name tag_name value_name".split()
-)
+    (
+        "amis", "managed_policies", "aws_managed_policies", "instance_types", "prefix_lists",
+        "account_id", "region_name", "partition", "key_name", "tag_name", "value_name",
+    )
+)  # fmt: skip
+"""What comes with every account by the hundred, or with a service as soon as it is looked at."""
+
 GIVEN = "Auto-created snapshot for AMI"
 """How the snapshots are described that every account has, by the hundred, too."""
 
@@ -66,8 +68,7 @@ def state() -> dict[str, str]:
         for account, region, backend in list(backends.iter_backends()):
             if account != "123456789012":
                 continue
-            for path, leaf in leaves_of(vars(backend), f"{backends.service_name}/{region}"):
-                found[path] = leaf
+            found.update(leaves_of(vars(backend), f"{backends.service_name}/{region}"))
     return found
 
 

@@ -203,5 +203,3 @@ async def _called(
         whole = session.results.read(reply.handle, 0, reply.size).text
     answers[step.name] = json.loads(whole)
     return ""
-
-

@@ -58,7 +58,9 @@ def cloud(
             completion = Completion("The budget was used up.", finish="budget")
         changed = await asyncio.to_thread(_changed, place, before)
         session.job.data["changed"] = changed
-        return Completion(f"{completion.text.strip()}\n\n{_told(changed)}", finish=completion.finish)
+        return Completion(
+            f"{completion.text.strip()}\n\n{_told(changed)}", finish=completion.finish
+        )
 
     return strategy
 

@@ -5,7 +5,7 @@ from shoal.tools.gateway.gateway import Find, Gateway, GatewaySession, told
 from shoal.tools.gateway.marking import as_data
 from shoal.tools.gateway.records import Access, Approve, Fault, Reply, Span
 from shoal.tools.gateway.results import Piece, Results
-from shoal.tools.gateway.shelf import Shelf, close_names
+from shoal.tools.gateway.shelf import Joined, Shelf, close_names
 
 __all__ = [
     "Access",
@@ -17,6 +17,7 @@ __all__ = [
     "Functions",
     "Gateway",
     "GatewaySession",
+    "Joined",
     "Piece",
     "Reply",
     "Results",

@@ -60,6 +60,31 @@ class Shelf:
         return self._specs[name]
 
 
+class Joined:
+    """Several catalogues as one; of two tools with one name the first is there."""
+
+    def __init__(self, *parts: Tools) -> None:
+        self._parts = parts
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, part by part."""
+        return tuple(dict.fromkeys(name for part in self._parts for name in part.names))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in part for part in self._parts)
+
+    def __getitem__(self, name: str) -> ToolSpec:
+        """The tool of this name; raises :class:`InputError`."""
+        for part in self._parts:
+            if name in part:
+                return part[name]
+        raise InputError(f"There is no tool {name!r}.{nearest(name, self.names)}")
+
+
 def close_names(name: str, names: Sequence[str], count: int = 3) -> tuple[str, ...]:
     """The names that one may have meant, best first; quick among many thousands."""
     wanted = _pairs(name)
