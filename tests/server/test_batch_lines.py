@@ -84,6 +84,7 @@ def test_seeds_follow_from_the_custom_id_so_that_a_resumed_job_draws_the_same() 
         ({"url": "/v1/completions", "body": {}}, "Line 2: custom_id"),
         (chat(model="large"), "this engine runs 'small', not 'large'"),
         (chat(stream=True), "a batch cannot stream"),
+        (chat(reuse="approx"), "a batch shares equal beginnings"),
         (chat(messages=[]), "Line 2: messages"),
         (chat(custom_id=3), "does not know the field 'custom_id'"),
         ({**chat(), "custom_id": "line-1"}, "Lines 1 and 2 have the same custom_id"),

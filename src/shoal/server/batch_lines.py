@@ -151,6 +151,9 @@ def _task(number: int, raw: dict[str, Any], reading: Reading, url: str | None) -
         reading = replace(reading, model=id_of(reading.model, adapter))
     if body.get("stream"):
         raise ApiError(400, "body.stream: a batch cannot stream.", param="stream")
+    if body.get("reuse", "exact") not in (None, "exact"):
+        message = "body.reuse: a batch shares equal beginnings, no less and no more."
+        raise ApiError(400, message, param="reuse")
     if body.get("seed") is None and line.url != SCORES:  # a resumed job draws as the first did
         body["seed"] = seed_of("batch", line.custom_id)
     work = _WORK[line.url](body, reading)
