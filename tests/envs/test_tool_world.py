@@ -69,6 +69,25 @@ def test_names_mean_nothing_and_change_with_every_request(world: ToolWorld) -> N
     assert min(len(names) for names in called.values()) > 13
 
 
+def test_parameters_may_keep_their_names() -> None:
+    world = ToolWorld(masked="tools", calls=(1, 1), parameters=(1, 1), irrelevant=0.0)
+    text = world.reset(0)
+    for tool in world.tools:
+        (kind,) = tool.parameters["properties"]
+        assert f"tool {tool.description} {tool.name} {kind}" in text
+    assert world.step(world.expert_action()).solved
+
+
+def test_slips_call_where_nothing_should_be_called() -> None:
+    world = ToolWorld(slips=0.5)
+    silent = [seed for seed in SEEDS if not world.ask(seed)[2].calls]
+    said = []
+    for seed in silent:
+        world.reset(seed)
+        said.append(world.expert_action())
+    assert 0.3 < sum(one == "none" for one in said) / len(said) < 0.7
+
+
 def test_a_fifth_of_the_requests_want_no_call(world: ToolWorld) -> None:
     counts = np.zeros(4)
     for seed in range(2_000):
@@ -128,7 +147,14 @@ def test_answers_compare_as_calls_in_no_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"calls": (0, 2)}, {"calls": (2, 4)}, {"offered": 12}, {"parameters": (0, 2)}]
+    "options",
+    [
+        {"calls": (0, 2)},
+        {"calls": (2, 4)},
+        {"offered": 12},
+        {"parameters": (0, 2)},
+        {"masked": "some"},
+    ],
 )
 def test_worlds_that_cannot_be_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
