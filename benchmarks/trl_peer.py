@@ -142,7 +142,7 @@ def settings(seed: int, updates: int, *, share: str = "auto") -> RunConfig:
             "sampler": {"max_tokens": ANSWER},
             "algorithm": {"name": "grpo"},
             "optimiser": LEARNING,
-            "warm_start": {"updates": 80, "noise": 0.5, "tasks": 64, "rows": 32, "lr": 2e-3},
+            "warm_start": {"updates": 80, "noise": 0.5, "tasks": 32, "rows": 32, "lr": 2e-3},
             "forward": {"share": share},
         }
     )
@@ -151,11 +151,11 @@ def settings(seed: int, updates: int, *, share: str = "auto") -> RunConfig:
 # -- one arm in a process of its own ------------------------------------------------------------
 
 
-def begin(seed: int, start: Path) -> None:
+def begin(seed: int, updates: int, start: Path) -> None:
     """Imitate for a while, and keep the weights that all arms of a seed begin with."""
     from safetensors.torch import save_file
 
-    trainer = build(settings(seed, 1), make=Writing)
+    trainer = build(settings(seed, updates), make=Writing)
     asyncio.run(trainer.warm_up())
     save_file({name: t.detach() for name, t in trainer.policy.trained.items()}, start)
 
@@ -370,7 +370,7 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=40)
+    parser.add_argument("--updates", type=int, default=40, help="8 at the least")
     parser.add_argument("--out", type=Path, help="folder for a plot and a table")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -379,7 +379,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work == START:
-        begin(options.seed, options.start)
+        begin(options.seed, options.updates, options.start)
         return
     if options.work:
         found = work(options.work, options.seed, options.updates, options.start)
@@ -389,7 +389,7 @@ def main() -> None:
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as folder:
             start = Path(folder) / "weights.safetensors"
-            alone(START, seed, 0, start, start)
+            alone(START, seed, options.updates, start, start)
             for arm in ARMS if seed % 2 == 0 else reversed(ARMS):
                 runs[arm].append(run(arm, seed, options.updates, start))
     lines = list(table(runs))

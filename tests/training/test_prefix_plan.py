@@ -60,7 +60,7 @@ def test_every_position_has_a_row_with_its_token_below_rows_of_what_came_before(
 def test_what_costs_nothing_is_shared_and_what_never_pays_is_not(inputs: list[Tokens]) -> None:
     assert len(grown(inputs, FREE).ids_T) == distinct_prefixes(inputs)
     apart = grown(inputs, NEVER)
-    assert not apart.shares
+    assert (apart.last_N == apart.own_N).all()
     longest = [one for one in inputs if not any(o != one and o[: len(one)] == one for o in inputs)]
     assert len(apart.ids_T) == sum(map(len, longest))  # a beginning of another is read off it
     between = len(grown(inputs, SOME).ids_T)
@@ -162,7 +162,7 @@ def test_turns_that_grow_are_one_row() -> None:
     turns = [tuple(range(n)) for n in (4, 9, 15)]
     found = plan(turns, Cost(token=1.0, pair=0.0, span=10.0, read=0.0))
     ((_, rows),) = found.parts
-    assert found.tokens == 15 and not rows.shares  # nothing branches: no look beyond one's own
+    assert found.tokens == 15 and len(rows.first_N) == 1  # nothing branches
 
 
 def test_what_is_too_much_for_one_pass_is_cut_by_subtree(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,11 +84,6 @@ class Forest:
     start_N: Ints
     node_I: Ints
 
-    @property
-    def shares(self) -> bool:
-        """Whether any row is read from more than one place."""
-        return bool((self.last_N > self.own_N).any())
-
     def rows(self, input_A: Ints, position_A: Ints) -> Ints:
         """The rows that hold these positions of these inputs, [A]."""
         node_A = self.node_I[input_A]

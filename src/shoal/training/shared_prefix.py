@@ -50,6 +50,8 @@ GAIN = 1.1
 """How many times faster sharing must promise to be."""
 CHECKED, CHECKED_TOKENS = 3, 512
 """Rows of the check on first use, and tokens of each: of longer ones the beginning is cut off."""
+ROUNDING = 1e-5
+"""Of the largest gradient of all; what is smaller is not told from zero."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Of log-probabilities in nats, and of gradients relative to their largest element."""
 
@@ -278,18 +280,18 @@ def self_check(
             f"The shared forward of {policy.name} differs from the plain one by {apart:.2g} nats, "
             f"more than {tolerance:g}."
         )
-    moved = [tensor for tensor in policy.trained.values() if tensor.requires_grad]
+    moved = {name: tensor for name, tensor in policy.trained.items() if tensor.requires_grad}
     if not (plain_A.requires_grad and moved):
         return ""
     weigh_A = torch.cos(torch.arange(len(plain_A), device=plain_A.device))
     plain, shared = (
-        torch.autograd.grad((weigh_A * logp_A).sum(), moved, allow_unused=True)
+        torch.autograd.grad((weigh_A * logp_A).sum(), list(moved.values()), materialize_grads=True)
         for logp_A in (plain_A, shared_A)
     )
-    for name, one, other in zip(policy.trained, plain, shared, strict=False):
-        if one is None or other is None:
-            continue
-        apart = float((one - other).abs().max() / one.abs().max().clamp_min(1e-12))
+    largest = max(float(gradient.abs().max()) for gradient in plain)
+    for name, one, other in zip(moved, plain, shared, strict=True):
+        scale = max(float(one.abs().max()), ROUNDING * largest)
+        apart = float((one - other).abs().max()) / scale if scale else 0.0
         if not apart <= tolerance:
             return (
                 f"The gradient of {name} in the shared forward of {policy.name} is off by "
