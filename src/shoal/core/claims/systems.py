@@ -217,7 +217,12 @@ SYSTEMS: tuple[System, ...] = (
         "partial",
     ),
     System(
-        "toolrl", "ToolRL", "ToolRL: Reward is All Tool Learning Needs", "2504.13958", "training"
+        "toolrl",
+        "ToolRL",
+        "ToolRL: Reward is All Tool Learning Needs",
+        "2504.13958",
+        "training",
+        "partial",
     ),
     System(
         "facility-location",
