@@ -77,7 +77,9 @@ def test_no_text_is_embedded_twice(tmp_path: Path) -> None:
 
 def test_a_damaged_file_of_vectors_is_set_aside(tmp_path: Path) -> None:
     letters = Letters()
-    Kept(letters, tmp_path).embed(["one"])
+    kept = Kept(letters, tmp_path)
+    kept.embed(["one"])
+    kept.close()
     (path,) = tmp_path.glob("*.sqlite")
     path.write_bytes(b"rubbish" * 1000)
     for rest in tmp_path.glob("*.sqlite-*"):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -97,7 +97,7 @@ class Kept:
     """An embedder that computes no vector twice: vectors lie on disk by the text's hash.
 
     One SQLite file a revision, in the cache folder unless ``folder`` is given. A file that cannot
-    be read is set aside and begun anew.
+    be read is set aside and begun anew. Safe for several threads and processes.
     """
 
     def __init__(self, inner: Embedder, folder: Path | None = None) -> None:
@@ -105,6 +105,8 @@ class Kept:
         self.name, self.dimensions, self.revision = inner.name, inner.dimensions, inner.revision
         folder = folder or cache_folder() / "vectors"
         self._path = folder / f"{inner.revision.replace('/', '-')}.sqlite"
+        self._lock = threading.Lock()
+        self._file: sqlite3.Connection | None = None
         self.computed = 0
         """Texts that really went through the model."""
 
@@ -112,7 +114,8 @@ class Kept:
         """Unit vectors [B, D]; what is new is computed in pieces and kept as it comes."""
         keys = [hashlib.sha256(text.encode(errors="replace")).digest() for text in texts]
         out_BD = np.zeros((len(texts), self.dimensions), np.float32)
-        with closing(self._open()) as file:
+        with self._lock:
+            file = self._file = self._file or self._open()
             known = _rows(file, keys)
             new = [row for row, key in enumerate(keys) if key not in known]
             for start in range(0, len(new), 1024):
@@ -129,15 +132,23 @@ class Kept:
             out_BD[row] = np.frombuffer(known[key], np.float16)
         return out_BD
 
+    def close(self) -> None:
+        """Close the file; it is opened again when it is needed."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
     def _open(self) -> sqlite3.Connection:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"Cannot write to {self._path.parent}: {error.strerror}.") from error
         for attempt in (1, 2):
-            file = sqlite3.connect(self._path, timeout=60)
+            file = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
             try:
                 file.execute("PRAGMA journal_mode=WAL")
+                file.execute("PRAGMA synchronous=NORMAL")  # a power cut costs vectors, not the file
                 file.execute(
                     "CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB) "
                     "WITHOUT ROWID"
