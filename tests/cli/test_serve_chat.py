@@ -234,3 +234,8 @@ def test_one_server_stands_before_another(tiny_model: Path, tmp_path: Path) -> N
             assert stopped(front) == 0
     finally:
         assert stopped(behind) == 0
+
+
+def test_adapters_need_a_model_in_this_process(engine: ScriptedEngine, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--adapters needs a model in this process"):
+        invoke("serve", "--adapters", str(tmp_path), "--port", "0")
