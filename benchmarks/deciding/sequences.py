@@ -128,7 +128,7 @@ async def measure(
         "MAC-SPGG, last seen": lambda: sequence(room, "last", learnt.decide()),
         "MAC-SPGG, all seen": lambda: sequence(room, "all", learnt.decide()),
     }
-    found = {name: await arms[name]() for name in bench.track(list(arms), "arms")}
+    found = dict(zip(arms, await asyncio.gather(*(way() for way in arms.values())), strict=True))
     report(bench, room, found)
     await contributions(bench, room, found)
     compare(bench, found)
@@ -155,7 +155,7 @@ async def teach(
 
     Their state tells what was seen, so one set serves both.
     """
-    epochs, episodes = bench.pick(full=(24, 12), smoke=(2, 3))
+    epochs, episodes = bench.pick(full=(24, 12), smoke=(1, 3))
     policies = DecodingPolicies(NAMES, RANGES, LEARN, seed=bench.seed_of("policies"))
     groups = room.group("last"), room.group("all")
     started, made, done = time.perf_counter(), room.known.made, []

@@ -60,6 +60,7 @@ class Generations:
         self.asked = self.made = 0
         self._cuts = isinstance(engine, TokenCodec) and engine.info.kind == "local"
         self._known: dict[str, _Kept] = dict(_read(path)) if path else {}
+        self._under_way: dict[str, asyncio.Event] = {}
 
     async def generate(
         self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]
@@ -67,20 +68,35 @@ class Generations:
         """What the engine answers each prompt, in order; only what is new is generated."""
         wanted = [self._wanted(sampling) for sampling in samplings]
         keys = [self._key(*pair) for pair in zip(prompts, wanted, strict=True)]
-        new: dict[str, Request] = {}
-        for key, prompt, sampling in zip(keys, prompts, wanted, strict=True):
-            if key not in self._known and key not in new:
-                new[key] = Request(prompt, sampling)
+        waited = [self._under_way[key] for key in dict.fromkeys(keys) if key in self._under_way]
+        new = {
+            key: Request(prompt, sampling)
+            for key, prompt, sampling in zip(keys, prompts, wanted, strict=True)
+            if key not in self._known and key not in self._under_way
+        }
         self.asked += len(keys)
         self.made += len(new)
-        found = await self._made(list(new.values())) if new else []
-        for key, completion in zip(new, found, strict=True):
-            if completion is not None and completion.finish != "error":
-                self._keep(key, completion)
+        if new:
+            await self._generate(new)
+        await asyncio.gather(*(event.wait() for event in waited))
         return [
             self._cut(self._known[key], sampling.max_tokens) if key in self._known else Spoken(None)
             for key, sampling in zip(keys, samplings, strict=True)
         ]
+
+    async def _generate(self, new: dict[str, Request]) -> None:
+        """Generate what is new; whoever wants the same meanwhile waits for it."""
+        ended = asyncio.Event()
+        self._under_way.update(dict.fromkeys(new, ended))
+        try:
+            found = await self._made(list(new.values()))
+            for key, completion in zip(new, found, strict=True):
+                if completion is not None and completion.finish != "error":
+                    self._keep(key, completion)
+        finally:
+            for key in new:
+                del self._under_way[key]
+            ended.set()
 
     def _wanted(self, sampling: Sampling) -> Sampling:
         """What is generated for these settings: as long as may be, and greedy is greedy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,14 @@ async def test_what_was_generated_is_found_in_a_later_process(tmp_path: Path) ->
     last = Generations(ScriptedEngine(), longest=5, path=path)
     await last.generate([prompt], [Sampling(max_tokens=5, temperature=1, seed=2)])
     assert last.made == 0
+
+
+async def test_what_is_under_way_is_waited_for_and_not_generated_twice() -> None:
+    known = Generations(ScriptedEngine("yes it is", delay=0.01), longest=5)
+    prompt = (Segment("one"),)
+    both = await asyncio.gather(*(known.generate([prompt], [Sampling()]) for _ in range(2)))
+    assert [said.text for (said,) in both] == ["yes it is"] * 2
+    assert known.made == 1
 
 
 async def test_greedy_answers_are_the_same_whatever_the_seed() -> None:

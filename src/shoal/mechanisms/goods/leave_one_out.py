@@ -9,6 +9,7 @@ Beyond "Everyone Contributes!" (arXiv 2508.02076), which scores texts alone.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,15 +29,16 @@ async def marginals(group: Group, plays: Sequence[Play]) -> NDArray[np.float64]:
     tasks = [one.task for one in plays]
     seeds = [one.turns[0].sampling.seed // len(group.agents) for one in plays]
     last = np.array([_last(one) for one in plays])
-    found = np.empty((len(plays), len(group.agents)))
-    for place in range(len(group.agents)):
 
-        def as_before(at: int, states: Sequence[State]) -> list[Sampling]:
-            return [one.turns[at].sampling for one in plays]
+    def as_before(at: int, states: Sequence[State]) -> list[Sampling]:
+        return [one.turns[at].sampling for one in plays]
 
-        without = await play(group, tasks, as_before, seeds=seeds, without=place)
-        found[:, place] = last - np.array([_last(one) for one in without])
-    return found
+    places = range(len(group.agents))
+    again = await asyncio.gather(
+        *(play(group, tasks, as_before, seeds=seeds, without=place) for place in places)
+    )
+    lost = [last - np.array([_last(one) for one in without]) for without in again]
+    return np.stack(lost, axis=1)
 
 
 def rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

@@ -10,6 +10,7 @@ Legend: N items, n agents, b efforts of each.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -76,24 +77,25 @@ async def look(
         raise InputError("Workers need the same number of efforts each to be compared here.")
     shape = (len(questions), len(workers), len(workers[0].ways))
     said, tokens = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for i, worker in enumerate(workers):
-        for b, way in enumerate(worker.ways):
-            draws = [seed_of(seed, worker.name, b, question) for question in questions]
-            if way.ask is None:
-                said[:, i, b] = [
-                    int(signals * uniform(seed, worker.name, "guess", question))
-                    for question in questions
-                ]
-                continue
-            spoken = await worker.generations.generate(
-                [way.ask(question) for question in questions],
-                [replace(way.sampling, seed=draw) for draw in draws],
-            )
-            for k, (question, one) in enumerate(zip(questions, spoken, strict=True)):
-                if one.text is None:
-                    raise InputError(f"{worker.name!r} gave no answer to {question!r}.")
-                said[k, i, b] = way.read(question, one.text)
-                tokens[k, i, b] = one.tokens
+
+    async def fill(i: int, b: int) -> None:
+        worker, way = workers[i], workers[i].ways[b]
+        if way.ask is None:
+            draws = [uniform(seed, worker.name, "guess", question) for question in questions]
+            said[:, i, b] = [int(signals * draw) for draw in draws]
+            return
+        seeds = [seed_of(seed, worker.name, b, question) for question in questions]
+        spoken = await worker.generations.generate(
+            [way.ask(question) for question in questions],
+            [replace(way.sampling, seed=one) for one in seeds],
+        )
+        for k, (question, one) in enumerate(zip(questions, spoken, strict=True)):
+            if one.text is None:
+                raise InputError(f"{worker.name!r} gave no answer to {question!r}.")
+            said[k, i, b] = way.read(question, one.text)
+            tokens[k, i, b] = one.tokens
+
+    await asyncio.gather(*(fill(i, b) for i in range(shape[1]) for b in range(shape[2])))
     return Seen(said, tokens)
 
 
