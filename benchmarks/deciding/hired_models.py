@@ -94,10 +94,13 @@ async def panels(
         "copies": (worker("anna", known, first), worker("ben", known, first)),
         "different examples": (worker("anna", known, first), worker("carl", known, second)),
     }
-    return {
-        name: Panel(await look(pair, learnt, seed=seed), await look(pair, held, seed=seed))
-        for name, pair in pairs.items()
-    }
+
+    async def panel(pair: tuple[Worker, Worker]) -> Panel:
+        sets = (learnt, held)
+        return Panel(*await asyncio.gather(*(look(pair, asked, seed=seed) for asked in sets)))
+
+    found = await asyncio.gather(*map(panel, pairs.values()))
+    return dict(zip(pairs, found, strict=True))
 
 
 def with_models(bench: Bench, model: str = "smollm2-135m") -> None:
