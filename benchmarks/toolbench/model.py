@@ -18,7 +18,7 @@ from shoal.tools.retrieval.settings import Settings
 from toolbench import ranking
 from toolbench.corpus import Example
 
-CANDIDATES = 8
+CANDIDATES = 5
 """Tools that the model chooses among."""
 
 

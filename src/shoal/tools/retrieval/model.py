@@ -70,7 +70,7 @@ async def rerank(
         return []
     names = [humanised(spec.name.split(".", 1)[-1]) for spec in specs]
     listed = "\n".join(
-        f"{name}: {quoted(brief(spec.description, 120))}"
+        f"{name}: {quoted(brief(spec.description, 80))}"
         for name, spec in zip(names, specs, strict=True)
     )
     asked = (
