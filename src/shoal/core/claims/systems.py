@@ -149,6 +149,7 @@ SYSTEMS: tuple[System, ...] = (
         "Bases",
         "2410.14594",
         "tools",
+        "partial",
     ),
     System(
         "oasis",
