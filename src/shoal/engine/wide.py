@@ -7,6 +7,9 @@ twice: the first product only finds every row's largest score, the second one su
 it rounds. What matters in a softmax then lies near zero, where bf16 is fine; the error of a result
 stays that of a bf16 weight (2^-9 of itself).
 
+oneDNN takes some milliseconds to get ready for a product of a new shape: rows and keys are padded
+to few shapes.
+
 Shapes: R rows (tokens), K key-value heads, G query heads of each, d head size, L keys,
 S stacked rows R G, B rows of a block.
 """
@@ -19,8 +22,7 @@ import math
 import torch
 
 WIDE_ROWS = 64  # rows from which this is faster than the flash kernel
-BLOCK = 64  # rows of a causal block: what is computed above the diagonal is for nothing
-SCORES = 1 << 20  # scores under way at a time, so that they stay in a core's cache
+BLOCK = 64  # rows of a block, and what keys are padded to a multiple of
 
 
 @functools.cache
@@ -45,18 +47,19 @@ def attend(
     L = k_KLd.shape[1]
     out_RKGd = torch.empty_like(q_RKGd)
     lse_RKG = torch.empty(R, K, G, dtype=torch.float32)
-    step = max(16, SCORES // (K * G * L) // 16 * 16)
-    step = min(step, BLOCK) if causal else step
-    k_KSd, v_KSd = k_KLd.contiguous(), v_KLd.contiguous()
-    for start in range(0, R, step):
-        rows = slice(start, min(R, start + step))
+    k_KLd, v_KLd = _padded(k_KLd, _shape(L)), _padded(v_KLd, _shape(L))
+    hidden_SB = _later(G) if causal else _beyond(_shape(L), L)
+    k_KSd, v_KSd = k_KLd, v_KLd
+    for start in range(0, R, BLOCK):
+        rows = slice(start, min(R, start + BLOCK))
         count = rows.stop - start
         if causal:  # oneDNN takes whole tensors; slices it would copy for every product
-            k_KSd, v_KSd = (x_KLd[:, : rows.stop].contiguous() for x_KLd in (k_KLd, v_KLd))
-        q_KSd = q_RKGd[rows].transpose(0, 1).reshape(K, count * G, d)
-        out_KSd, lse_KS = _block(q_KSd, k_KSd, v_KSd, _later(count, G) if causal else None)
-        out_RKGd[rows] = out_KSd.view(K, count, G, d).transpose(0, 1)
-        lse_RKG[rows] = lse_KS.view(K, count, G).transpose(0, 1)
+            seen = slice(0, start + BLOCK)
+            k_KSd, v_KSd = k_KLd[:, seen].contiguous(), v_KLd[:, seen].contiguous()
+        q_KSd = _padded(q_RKGd[rows].transpose(0, 1).reshape(K, count * G, d), BLOCK * G)
+        out_KSd, lse_KS = _block(q_KSd, k_KSd, v_KSd, hidden_SB)
+        out_RKGd[rows] = out_KSd.view(K, BLOCK, G, d)[:, :count].transpose(0, 1)
+        lse_RKG[rows] = lse_KS.view(K, BLOCK, G)[:, :count].transpose(0, 1)
     return out_RKGd, lse_RKG
 
 
@@ -79,8 +82,32 @@ def _block(
     return out_KSd, (sums_KS1.log() + top_KS1)[..., 0]
 
 
-@functools.lru_cache(maxsize=2 * BLOCK)
-def _later(rows: int, heads: int) -> torch.Tensor:
-    """[rows * heads, rows]: minus infinity where a key comes after the row."""
-    hidden = torch.full((rows, rows), -math.inf, dtype=torch.bfloat16).triu(1)
+def _shape(length: int) -> int:
+    """What so many keys are padded to: an eighth more at most beyond 512, else up to a block."""
+    step = BLOCK
+    while length > 8 * step:
+        step *= 2
+    return -(-length // step) * step
+
+
+def _padded(x_KNd: torch.Tensor, length: int) -> torch.Tensor:
+    """The same with zeros behind, in one piece."""
+    K, N, d = x_KNd.shape
+    if length == N:
+        return x_KNd.contiguous()
+    whole = x_KNd.new_zeros(K, length, d)
+    whole[:, :N] = x_KNd
+    return whole
+
+
+@functools.cache
+def _later(heads: int) -> torch.Tensor:
+    """[BLOCK * heads, BLOCK]: minus infinity where a key comes after the row."""
+    hidden = torch.full((BLOCK, BLOCK), -math.inf, dtype=torch.bfloat16).triu(1)
     return hidden.repeat_interleave(heads, 0)
+
+
+def _beyond(shape: int, length: int) -> torch.Tensor | None:
+    """[1, B]: minus infinity at the B keys that only pad."""
+    padding = shape - length
+    return torch.full((1, padding), -math.inf, dtype=torch.bfloat16) if padding else None
