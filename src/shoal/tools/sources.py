@@ -136,10 +136,7 @@ def _source(name: str, place: str | None, progress: Progress | None) -> _Source:
     if name == "google":
         return _google(place, progress)
     if name == "github":
-        file = Path(place) if place else _github(progress)
-        if not place:
-            return _openapi(name, str(file))
-        return _openapi(name, place)
+        return _openapi(name, place or str(_github(progress)))
     if place is None:
         raise InputError(
             f"What is {name!r}? Give {', '.join(NAMES)}, or a name with the file or URL of its "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,9 +30,6 @@ from shoal.tools.retrieval.toolset import Growth, ScoredTool, ToolSet, WorkingSe
 Source = Catalogue | Iterable[ToolSpec]
 Allowed = Callable[[str], bool]
 
-NEVER_CHOSEN = frozenset(("decompose",))
-"""Stages of a whole request, which a search for one need leaves out."""
-
 
 class EmptyIndex(ShoalError):
     """An index without a tool, or a source that has none."""
@@ -51,7 +49,8 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """An index in numbers: tools, bytes of each leg, searches so far, and calls recorded."""
+    """An index in numbers: tools, bytes of each leg, searches and calls so far, and of how many
+    agents that gave a name."""
 
     tools: int
     lexical_bytes: int
@@ -83,7 +82,7 @@ class ToolIndex:
         self._shelves = Shelves(settings, embedder, self.ledger)
         self._specs: dict[str, Mapping[str, ToolSpec] | Catalogue] = {}
         self._sets: dict[str, WorkingSet] = {}
-        self._searches = 0
+        self._searches: Counter[str] = Counter()
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -223,7 +222,7 @@ class ToolIndex:
     def _wanted(source: Source) -> Mapping[str, str]:
         if isinstance(source, Catalogue):
             return source.versions
-        if not isinstance(source, Sequence | Mapping):
+        if not isinstance(source, Sequence):
             raise ConfigError("A source to sync with is read twice: give a list or a catalogue.")
         wanted: dict[str, str] = {}
         for spec in source:
@@ -248,8 +247,8 @@ class ToolIndex:
 
         Raises :class:`EmptyIndex` where nothing is indexed.
         """
-        stages = tuple(s for s in self.settings.stages if s not in NEVER_CHOSEN)
-        found = self._look(Lookup(query, k), stages, budget_tokens, allowed)
+        stages = tuple(s for s in self.settings.stages if s != "decompose")
+        found = self._look(Lookup(query, k), stages, agent, budget_tokens, allowed)
         return list(found.tools)
 
     def plan(
@@ -272,7 +271,7 @@ class ToolIndex:
         stages = self.settings.stages
         if steps:
             stages = tuple(s for s in stages if s not in ("rewrite", "decompose", "expand"))
-        found = self._look(lookup, stages, budget_tokens, allowed)
+        found = self._look(lookup, stages, agent, budget_tokens, allowed)
         if agent:
             self.working_set(agent).grow(found.tools)
         return found
@@ -281,6 +280,7 @@ class ToolIndex:
         self,
         lookup: Lookup,
         stages: Sequence[str],
+        agent: str,
         budget_tokens: int | None,
         allowed: Allowed | None,
     ) -> ToolSet:
@@ -298,7 +298,7 @@ class ToolIndex:
                 if len(seen) >= lookup.k or wide >= len(self) or len(tools) < wide:
                     break
                 wide = min(wide * 8, len(self))
-            self._searches += 1
+            self._searches[agent] += 1
             kept, over, spent = self._within(seen, budget_tokens)
             for tool in kept:
                 self.ledger.shown(tool.name, tool.version)
@@ -373,8 +373,8 @@ class ToolIndex:
                 lexical_bytes=self._shelves.lexical_bytes,
                 dense_bytes=self._shelves.dense_bytes,
                 embedder=self._shelves.embedder_name,
-                searches=self._searches,
+                searches=self._searches.total(),
                 calls=sum(record.calls for record in records),
                 failures=sum(record.failures for record in records),
-                agents=len(self._sets),
+                agents=len({*self._searches, *self._sets} - {""}),
             )
