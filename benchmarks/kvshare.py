@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
+from moving.offsets import with_offsets
+from moving.probing import probe
 from moving.texts import QUESTIONS, SEGMENT, Case, Corpus, cases_of, note
 from moving.timed import Arrival, Clock, Served, Timed
 from moving.writing import second_stage
@@ -30,7 +31,7 @@ from shoal.core.protocols import Request, Sampling
 from shoal.core.stats import Interval, difference_interval, holm, mean_interval
 from shoal.core.stats import paired_permutation_test as paired_test
 from shoal.engine.compute import compute
-from shoal.engine.generation import Composition, Generation, Piece
+from shoal.engine.generation import Composition, Piece
 from shoal.engine.kvshare.order import HitRateOrder, PreparedOrder
 from shoal.engine.kvshare.sharing import REPAIR, KVShare
 from shoal.engine.kvshare.store import SegmentStore
@@ -73,8 +74,8 @@ def run(bench: Bench) -> None:
         f"KL to the dense model and equal choices over {FORCED} forced tokens of the dense answer; "
         "the curve over every third prompt. The default rule was chosen before, on other texts "
         "and beginnings. While writing: the same prompts and 16 forced tokens, with moved tokens "
-        f"computed again beside them, all arms in the same steps. Trace: 3 tenants, {requests} "
-        "requests in all, each with one to three of 12 documents (Zipf) behind a note of its own, "
+        "computed again beside them, all arms in the same steps. With KVCOMM: one text a prompt, "
+        f"four other texts as anchors. Trace: 3 tenants, {requests} requests in all, each with one to three of 12 documents (Zipf) behind a note of its own, "
         "one document in five with a sentence put "
         f"in, {answer} tokens out, Poisson arrivals at twice the rate at which exact prefix "
         "caching could answer one after the other. The clock of the trace is CPU seconds of one "
@@ -86,13 +87,18 @@ def run(bench: Bench) -> None:
     asyncio.run(fidelity(bench, model, corpus))
     asyncio.run(exactness(bench))
     written = Timed(model, kv_bytes=1 << 30)
-    asyncio.run(second_stage(bench, written, cases_of(bench, corpus)))
+    cases = cases_of(bench, corpus)
+    asyncio.run(second_stage(bench, written, cases[: bench.pick(full=34, smoke=2)]))
+    single = [case for case in cases if len(case.texts) == 1]
+    longest = sorted(corpus.texts[36:], key=len)[-bench.pick(full=5, smoke=3) :]
+    fitting = [case for case in single if len(case.texts[0]) <= len(longest[0])]
+    asyncio.run(with_offsets(bench, written, fitting[: bench.pick(full=8, smoke=1)], longest))
     asyncio.run(written.close())
     threads = compute.call(torch.get_num_threads)
     compute.call(lambda: torch.set_num_threads(1))
     try:
         trace(bench, model, corpus, requests, answer)
-        unhurried(bench, model, corpus, bench.pick(full=24, smoke=3))
+        unhurried(bench, model, corpus, bench.pick(full=20, smoke=3))
         isolation(bench, model, corpus)
     finally:
         compute.call(lambda: torch.set_num_threads(threads))
@@ -100,36 +106,6 @@ def run(bench: Bench) -> None:
 
 
 # -- which tokens are worth computing again -------------------------------------------------
-
-
-@dataclass(eq=False)
-class Probe:
-    """Log-probabilities of forced tokens at the end of a prompt, whatever its cache is made of."""
-
-    engine: Timed
-    forced: tuple[int, ...]
-    logprobs_FV: torch.Tensor = field(init=False)
-
-    def prefilled(self, job: Generation) -> None:
-        assert job.end is not None and job.end.last_hidden is not None
-        decoder, slab = self.engine.model.decoder, self.engine.pool.slab
-        slots = [s for node in job.end.path() for s in range(node.start, node.start + node.filled)]
-
-        def attend(layer: int, q_THd: torch.Tensor, kv_T2Kd: torch.Tensor) -> torch.Tensor:
-            kv_P2Kd = torch.cat((slab[layer][torch.tensor(slots)], kv_T2Kd))
-            T, P = len(q_THd), len(kv_P2Kd)
-            seen_TP = torch.arange(P) <= torch.arange(P - T, P)[:, None]
-            q, k, v = (x.transpose(0, 1)[None] for x in (q_THd, *kv_P2Kd.unbind(1)))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_TP, enable_gqa=True)
-            return out[0].transpose(0, 1)
-
-        ids_T = torch.tensor(self.forced[:-1])
-        hidden_TD = decoder.forward(ids_T, torch.arange(len(ids_T)) + job.prompt_tokens, attend)
-        hidden_FD = torch.cat((job.end.last_hidden[None], hidden_TD))
-        self.logprobs_FV = decoder.logits(hidden_FD, precise=True).log_softmax(-1)
-
-    def ending(self, job: Generation) -> None:
-        """Everything was seen when the prompt was complete."""
 
 
 async def fidelity(bench: Bench, model: Model, corpus: Corpus) -> None:
@@ -236,17 +212,6 @@ async def divergences(
         kl = (reference.exp() * (reference - arm)).sum(-1).mean()
         found[name] = float(kl), float((reference.argmax(-1) == arm.argmax(-1)).float().mean())
     return found
-
-
-async def probe(
-    engine: Timed, pieces: tuple[Piece, ...], repair: Repair | None, forced: tuple[int, ...]
-) -> torch.Tensor:
-    """Log-probabilities of the forced answer behind these pieces."""
-    watch = Probe(engine, forced)
-    request = Request((), Sampling(max_tokens=0))
-    (done,) = await engine.compose([Composition(request, pieces, repair, watch)])
-    assert done.error is None, done.error
-    return watch.logprobs_FV
 
 
 async def exactness(bench: Bench) -> None:
