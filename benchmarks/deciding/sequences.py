@@ -137,10 +137,10 @@ async def measure(
 
 async def choose(bench: Bench, room: Room) -> dict[str, str]:
     """The fixed settings that are best on sums to learn from; members of a vote must differ."""
-    shares = {}
-    for name, sampling in FIXED.items():
-        shares[name] = float(np.mean((await alone(room, sampling)).right))
-        bench.arm(f"where settings are chosen: {name}", right=shares[name])
+    tried = await asyncio.gather(*(alone(room, sampling) for sampling in FIXED.values()))
+    shares = {name: float(np.mean(arm.right)) for name, arm in zip(FIXED, tried, strict=True)}
+    for name, share in shares.items():
+        bench.arm(f"where settings are chosen: {name}", right=share)
     warm = {name: share for name, share in shares.items() if FIXED[name].temperature}
     return {
         "one alone": max(shares, key=shares.__getitem__),
@@ -293,17 +293,16 @@ def report(bench: Bench, room: Room, found: dict[str, Arm]) -> None:
 async def contributions(bench: Bench, room: Room, found: dict[str, Arm]) -> None:
     """What the last score loses without each agent, beside what its text scored."""
     few = bench.pick(full=10, smoke=2)
-    for observe, name in (("last", "MAC-SPGG, last seen"), ("all", "MAC-SPGG, all seen")):
-        plays = list(found[name].plays)[:few]
-        group = room.group(observe)  # type: ignore[arg-type]
-        worth = await marginals(group, plays)
-        scores = np.array([[turn.score for turn in one.turns] for one in plays])
+    views: dict[str, Observe] = {"MAC-SPGG, last seen": "last", "MAC-SPGG, all seen": "all"}
+    worths = await asyncio.gather(
+        *(marginals(room.group(view), found[name].plays[:few]) for name, view in views.items())
+    )
+    for name, worth in zip(views, worths, strict=True):
+        scores = np.array([[turn.score for turn in one.turns] for one in found[name].plays[:few]])
+        lost = zip(NAMES, worth.mean(axis=0).tolist(), strict=True)
         bench.arm(
             f"{name}: leave one out, {few} sums",
-            **{
-                f"without_{agent}": float(w)
-                for agent, w in zip(NAMES, worth.mean(axis=0), strict=True)
-            },
+            **{f"without_{agent}": one for agent, one in lost},
             rank_correlation_with_scores=rank_correlation(worth, scores),
         )
 
