@@ -47,6 +47,12 @@ KV_BYTES = 1 << 30
 _SCORE_ROWS = 64
 
 
+def _threads() -> int:
+    """As many as ``OMP_NUM_THREADS`` says, or one a core."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) else os.cpu_count() or 1
+
+
 class LocalEngine:
     """Implements :class:`shoal.core.protocols.Engine` for one loaded model.
 
@@ -99,7 +105,7 @@ class LocalEngine:
         """Load a model by name or path and open an engine on it; see :func:`load`."""
 
         def build() -> LocalEngine:
-            torch.set_num_threads(threads or os.cpu_count() or 1)
+            torch.set_num_threads(threads or _threads())
             model = load(name, dtype=dtype, progress=progress)
             return cls(model, sharing=sharing, kv_bytes=kv_bytes)
 
