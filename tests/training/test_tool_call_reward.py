@@ -353,6 +353,7 @@ def test_what_may_be_left_out_costs_nothing_and_counts_when_given() -> None:
         (lambda: ToolCallReward(("format",), constant(coarse=(0, 1))), "what 'format' is worth"),
         (lambda: ToolCallReward((), constant()), "without parts"),
         (lambda: variant("original", matcher="best"), "no matcher"),
+        (lambda: variant("binary", weights={"format": 2.0}), "is no part of this reward"),
         (lambda: Schedule(()), "Stages"),
         (lambda: Schedule((Stage({}, 0.5),)), "Stages"),
         (lambda: Schedule((Stage({}, 1.0), Stage({}, 0.5))), "Stages"),

@@ -83,6 +83,10 @@ class ToolCallReward:
                 )
         if not self.parts:
             raise ConfigError("A reward without parts is always 0: name at least one.")
+        if idle := sorted(self.weights.keys() - set(self.parts)):
+            raise ConfigError(
+                f"{idle[0]!r} has a weight, but is no part of this reward: {', '.join(self.parts)}."
+            )
         for stage in self.schedule.stages:
             if missing := [part for part in self.parts if part not in stage.ranges]:
                 raise ConfigError(f"The schedule does not say what {missing[0]!r} is worth.")
