@@ -21,7 +21,7 @@ from shoal.envs.company.tasks import Task
 from shoal.tools.gateway import Access
 from shoal.tools.text import brief
 
-TASKS = 12
+TASKS = 8
 REQUEST = json.dumps(
     {
         "type": "object",

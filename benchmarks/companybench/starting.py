@@ -45,7 +45,7 @@ def against_official(bench: Bench) -> None:
     from mcp import Client
 
     count = bench.pick(full=2000, smoke=200)
-    rounds = bench.pick(full=5, smoke=2)
+    rounds = bench.pick(full=3, smoke=2)
     functions = [_function(number) for number in range(count)]
     tools = [from_function(fn, name=fn.__name__) for fn in functions]
     specs, made = Shelf(tool.spec for tool in tools), Functions(tools)

@@ -112,9 +112,7 @@ class Company:
         return Transition(observation, ended.reward, False, True, solved=ended.solved)
 
     def _ended(self) -> Transition:
-        made = self._office.account.snapshot()
         solved = self._bench.end(self.task, self._before, Bill(), "")
-        self._office.account.made[:] = made  # what predicates read is no part of the episode
         reward = solved.score if solved.done or self.task.kind != "impossible" else 0.0
         if solved.damage:
             reward = max(0.0, reward - DAMAGE)
@@ -146,6 +144,7 @@ class Company:
         found: Mapping[str, str]
         self.task, self._steps, calls, found, self._before = snapshot
         self._office.account.restore(calls)
+        self._bench.forget()
         self._session = self._opened()
         self._session.found.update(found)
 

@@ -131,16 +131,27 @@ class Bench:
     account: Account
     gateway: Gateway
     _golds: dict[str, Difference] = field(default_factory=dict)
+    _begun: tuple[str, int, dict[str, str]] = ("", 0, {})
 
     def begin(self, task: Task) -> dict[str, str]:
-        """The company as the task finds it; its state."""
+        """The company as the task finds it; its state. Where the last attempt at the same task
+        made no call, it is still so."""
+        name, made, state = self._begun
+        if name == task.name and made == len(self.account.made):
+            return state
         if task.name not in self._golds and task.kind != "impossible":
             self.account.reset((*seed_calls(), *task.setup))
             before = self.account.state()
             gold(task, self.account)
             self._golds[task.name] = difference(before, self.account.state())
         self.account.reset((*seed_calls(), *task.setup))
-        return self.account.state()
+        state = self.account.state()
+        self._begun = task.name, len(self.account.made), state
+        return state
+
+    def forget(self) -> None:
+        """The account may have changed in ways that its calls do not show."""
+        self._begun = ("", 0, {})
 
     def end(self, task: Task, before: Mapping[str, str], bill: Bill, why: str) -> Solved:
         """Judge what was done: the difference is taken before predicates read anything."""
@@ -148,7 +159,9 @@ class Bench:
         if task.kind == "impossible":
             return Solved(task.name, task.kind, not changed, 1.0, bill, len(changed), why)
         damage = len(changed - self._golds[task.name].paths)
+        made = self.account.snapshot()
         reached = score(task, self.account)
+        self.account.made[:] = made  # what predicates read is no part of the attempt
         return Solved(task.name, task.kind, reached == 1.0, reached, bill, damage, why)
 
     def session(self) -> GatewaySession:
@@ -177,6 +190,7 @@ class Bench:
     async def by(self, task: Task, act: Callable[[Task, Bill], Awaitable[str]]) -> Solved:
         """Let anything else work on a task; ``act`` says why it stopped."""
         before, bill = self.begin(task), Bill()
+        self.forget()  # what is done past the account is not among its calls
         why = await act(task, bill)
         return self.end(task, before, bill, why)
 
