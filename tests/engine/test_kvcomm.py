@@ -13,6 +13,7 @@ from shoal.core.protocols import Request, Sampling, Segment
 from shoal.core.records import Message
 from shoal.engine.kvcomm import Anchor, AnchorPool, CommPolicy, Gate, KVComm
 from shoal.engine.kvcomm.anchors import after_offset, compare, entropy, text_offset
+from shoal.engine.kvcomm.comparing import Comparer
 from shoal.engine.kvcomm.templates import Part, Template
 from shoal.engine.local import LocalEngine
 from shoal.engine.repair import Repair
@@ -54,6 +55,22 @@ def test_closeness_is_a_softmax_over_distances_of_all_values() -> None:
     assert compare(base, anchors).relative == pytest.approx(
         min(far) / float(base.values_LTKd.norm()), rel=1e-5
     )
+
+
+def test_what_was_compared_once_is_not_read_again() -> None:
+    base, anchors = segment(5, 0), [anchor(length, length) for length in (5, 8, 6)]
+    comparer = Comparer(most=3)
+    comparer("ann", base, anchors[:2])
+    found = comparer("ann", base, [anchors[2], *anchors[:2]])
+    assert comparer.read == 3
+    expected = compare(base, [anchors[2], *anchors[:2]])
+    assert torch.equal(found.values_A, expected.values_A) and found.length == expected.length
+    assert torch.equal(found.tokens_2An, expected.tokens_2An)
+    assert torch.equal(found.channels_2ALKd, expected.channels_2ALKd)
+    comparer("bob", base, anchors[:1])  # of another scope, and now one too many
+    assert comparer.read == 4
+    comparer("ann", base, anchors)
+    assert comparer.read == 5  # the oldest had been forgotten
 
 
 def test_entropy_is_in_bits() -> None:

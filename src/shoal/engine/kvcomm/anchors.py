@@ -132,13 +132,13 @@ class Comparison:
     """How far a text's base keys and values are from those of some anchors.
 
     values_A      of all values, Euclidean
-    relative      to the nearest anchor, as a share of the values' own length
+    length        of the text's own values, Euclidean
     tokens_2An    of each token's keys and values, mean absolute difference
     channels_2ALKd  of each channel's last tokens, Euclidean, of keys and values
     """
 
     values_A: torch.Tensor
-    relative: float
+    length: float
     tokens_2An: torch.Tensor
     channels_2ALKd: torch.Tensor
 
@@ -146,6 +146,21 @@ class Comparison:
     def weights(self) -> torch.Tensor:
         """Softmax over negative distances: [A] (equation 5)."""
         return torch.softmax(-self.values_A, 0)
+
+    @property
+    def relative(self) -> float:
+        """Distance to the nearest anchor, as a share of the values' own length."""
+        return float(self.values_A.min()) / self.length
+
+    def of(self, index: int) -> Comparison:
+        """The comparison with one anchor, in memory of its own."""
+        one = slice(index, index + 1)
+        return Comparison(
+            self.values_A[one].clone(),
+            self.length,
+            self.tokens_2An[:, one].clone(),
+            self.channels_2ALKd[:, one].clone(),
+        )
 
 
 def compare(base: KVSegment, anchors: Sequence[Anchor]) -> Comparison:
@@ -175,10 +190,9 @@ def compare(base: KVSegment, anchors: Sequence[Anchor]) -> Comparison:
                 if len(theirs_Tc) > n:
                     squares_c = ones_n @ (mine_nc - theirs_Tc[-n:]).square()
                 channels_2ALc[which, index, layer] = squares_c.sqrt()
-    values_A = far_A.sqrt()
     return Comparison(
-        values_A,
-        float(values_A.min() / length.sqrt()),
+        far_A.sqrt(),
+        float(length.sqrt()),
         tokens_2An / (L * K * d),
         channels_2ALc.view(2, A, L, K, d),
     )

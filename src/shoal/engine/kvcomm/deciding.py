@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,6 @@ from shoal.engine.kvcomm.anchors import (
     Anchor,
     Comparison,
     after_offset,
-    compare,
     entropy,
     text_offset,
 )
@@ -21,8 +20,12 @@ from shoal.engine.kvcomm.policy import CommPolicy, Decision, Known
 from shoal.engine.kvcomm.templates import Template
 from shoal.engine.segments import KVSegment
 
+Compare = Callable[[KVSegment, Sequence[Anchor]], Comparison]
 
-def decide(known: Known, bases: Sequence[KVSegment], policy: CommPolicy) -> Decision:
+
+def decide(
+    known: Known, bases: Sequence[KVSegment], policy: CommPolicy, compare: Compare
+) -> Decision:
     """Whether all texts of a call may be moved (equation 5, and the gate)."""
     if not bases:
         return Decision(False, "nothing in the prompt changes")

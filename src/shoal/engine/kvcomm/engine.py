@@ -8,6 +8,7 @@ through untouched.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import OrderedDict
@@ -36,7 +37,8 @@ from shoal.core.protocols import (
 from shoal.core.records import Message
 from shoal.engine.compute import compute
 from shoal.engine.generation import Composition, Piece
-from shoal.engine.kvcomm.anchors import AnchorPool, compare
+from shoal.engine.kvcomm.anchors import AnchorPool
+from shoal.engine.kvcomm.comparing import Comparer
 from shoal.engine.kvcomm.deciding import decide, put_together
 from shoal.engine.kvcomm.gate import Gate
 from shoal.engine.kvcomm.policy import Call, CommPolicy, Decision, Known, Mode
@@ -69,6 +71,7 @@ class KVComm:
         self._known: dict[str, asyncio.Task[Known]] = {}
         self._bases: OrderedDict[tuple[str, tuple[int, ...]], asyncio.Task[KVSegment]]
         self._bases = OrderedDict()
+        self._compare = Comparer()
         self._active = 0
         self._waiting: list[Callable[[], None]] = []
 
@@ -134,6 +137,7 @@ class KVComm:
         """The same engine and everything known so far, put to work by another policy."""
         other = KVComm(self.engine, policy, self.folder)
         other._known, other._bases = self._known, self._bases
+        other._compare = self._compare
         return other
 
     async def pieces(self, template: Template, salt: str = "") -> tuple[Piece, ...]:
@@ -145,7 +149,7 @@ class KVComm:
 
         def work() -> tuple[Piece, ...]:
             pairs = zip(bases, known.pools, strict=True)
-            seen = [compare(base, pool.usable(base)) for base, pool in pairs]
+            seen = [self._compare(salt, base, pool.usable(base)) for base, pool in pairs]
             return put_together(template, known, bases, seen, self.policy)
 
         return await _on_compute(work)
@@ -201,7 +205,8 @@ class KVComm:
             return answer
         started = time.perf_counter()
         known, bases = await self._read(template, request.salt)
-        decision = await _on_compute(lambda: decide(known, bases, self.policy))
+        compare = functools.partial(self._compare, request.salt)
+        decision = await _on_compute(lambda: decide(known, bases, self.policy, compare))
         if not decision.move:
             learn = Learn(self.engine, template, known, bases, self._waiting)
             whole = (Piece(template.tokens),)
