@@ -92,7 +92,7 @@ class Room:
 
 def with_models(bench: Bench, model: str = "smollm2-135m") -> None:
     """All arms on the same held-out sums, and how each compares with the learnt ones."""
-    learn, hold = bench.pick(full=(40, 40), smoke=(4, 4))
+    learn, hold = bench.pick(full=(40, 40), smoke=(2, 2))
     shown, learning, held = apart((5, learn, hold), bench.seed_of("sequences") % 2**31)
     engine = open_engine(model)
 
@@ -155,7 +155,7 @@ async def teach(
 
     Their state tells what was seen, so one set serves both.
     """
-    epochs, episodes = bench.pick(full=(24, 12), smoke=(1, 3))
+    epochs, episodes = bench.pick(full=(24, 12), smoke=(1, 2))
     policies = DecodingPolicies(NAMES, RANGES, LEARN, seed=bench.seed_of("policies"))
     groups = room.group("last"), room.group("all")
     started, made, done = time.perf_counter(), room.known.made, []
@@ -292,7 +292,7 @@ def report(bench: Bench, room: Room, found: dict[str, Arm]) -> None:
 
 async def contributions(bench: Bench, room: Room, found: dict[str, Arm]) -> None:
     """What the last score loses without each agent, beside what its text scored."""
-    few = bench.pick(full=10, smoke=2)
+    few = bench.pick(full=10, smoke=1)
     views: dict[str, Observe] = {"MAC-SPGG, last seen": "last", "MAC-SPGG, all seen": "all"}
     worths = await asyncio.gather(
         *(marginals(room.group(view), found[name].plays[:few]) for name, view in views.items())

@@ -102,7 +102,7 @@ async def test_learning_goes_on_from_a_file_as_if_it_had_not_stopped(tmp_path: P
 def test_a_file_of_other_ranges_is_refused_and_so_is_one_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "policies.safetensors"
     DecodingPolicies(NAMES, RANGES).save(path)
-    with pytest.raises(InputError, match=r"trained with max_tokens in \(2, 20\), not in"):
+    with pytest.raises(InputError, match=r"trained with max_tokens in \(2.0, 20.0\), not in"):
         DecodingPolicies.load(path, ranges=Ranges(max_tokens=(2, 30), levels=4))
     assert DecodingPolicies.load(path).agents == NAMES
     path.write_bytes(b"no tensors")

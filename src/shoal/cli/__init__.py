@@ -23,7 +23,7 @@ from shoal.cli.run import run
 from shoal.cli.runs import app as runs
 from shoal.cli.serve import serve
 from shoal.cli.settle import settle
-from shoal.cli.spgg_models import app as spgg
+from shoal.cli.spgg_models import spgg
 from shoal.cli.tools import app as tools
 from shoal.cli.train import app as train
 from shoal.core.errors import ShoalError

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from shoal.cli.console import console, errors, print_json
-from shoal.cli.spgg import AGENTS, BAR, GAMMA, JSON, PENALTY, RHO, app
+from shoal.cli.spgg import AGENTS, BAR, GAMMA, JSON, PENALTY, RHO
+from shoal.cli.spgg import app as spgg
 from shoal.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from shoal.mechanisms.goods.sequence import Play
     from shoal.training.spgg import Epoch, Summary
     from shoal.training.spgg_job import Job, Settings
+
+__all__ = ["spgg"]
 
 TASKS = typer.Argument(help="JSONL: question, answer and, if there is one, solution a line.")
 MODEL = typer.Option("smollm2-135m", "--model", "-m", help="Name, GGUF file, folder or URL.")
@@ -28,7 +31,7 @@ HELD_OUT = typer.Option(0.3, help="Share of the tasks, the last ones, to be held
 CACHE = typer.Option(None, help="Keep what was generated in this file.")
 
 
-@app.command()
+@spgg.command()
 def train(
     tasks: Path = TASKS,
     policy: Path = typer.Option("policies.safetensors", help="Written after each epoch."),
@@ -88,19 +91,18 @@ def train(
         return done, played, job
 
     done, played, job = asyncio.run(work())
-    found = {
-        "policy": str(policy),
-        "updates": known.bandits.updates,
-        "epochs": [asdict(epoch) for epoch in done],
-        "held_out": _result(summary(job.group, played), played) if played else None,
-    }
+    held = _result(summary(job.group, played), played) if played else None
     if json:
-        print_json(found)
-    elif played:
-        _print("held out", found["held_out"], job)
+        epochs_done = [asdict(epoch) for epoch in done]
+        updates = known.bandits.updates
+        print_json(
+            {"policy": str(policy), "updates": updates, "epochs": epochs_done, "held_out": held}
+        )
+    elif held:
+        _print("held out", held, job)
 
 
-@app.command()
+@spgg.command()
 def run(
     tasks: Path = TASKS,
     policy: Path | None = typer.Option(None, help="Learnt policies; the middles if left out."),

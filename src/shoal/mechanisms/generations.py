@@ -121,8 +121,7 @@ class Generations:
         if kept.decoded <= limit:
             return Spoken(kept.text, kept.decoded, kept.prompt_tokens, kept.whole)
         assert isinstance(self.engine, TokenCodec), "others are generated for their own limit"
-        text = self.engine.decode(kept.tokens[:limit]).rstrip("\ufffd")  # half a letter
-        return Spoken(text, limit, kept.prompt_tokens)
+        return Spoken(self.engine.decode(kept.tokens[:limit]), limit, kept.prompt_tokens)
 
     def _key(self, prompt: Prompt, sampling: Sampling) -> str:
         parts = [

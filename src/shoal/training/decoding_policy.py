@@ -152,12 +152,11 @@ class DecodingPolicies:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["shoal"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            kept = Ranges(
-                **{
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in about["ranges"].items()
-                }
-            )
+            levels = int(about["ranges"].pop("levels"))
+            pairs = {
+                name: (float(low), float(high)) for name, (low, high) in about["ranges"].items()
+            }
+            kept = Ranges(**pairs, levels=levels)
             options = {**about["options"], "hidden": tuple(about["options"]["hidden"])}
             found = cls(about["agents"], kept, BanditOptions(**options), seed=about["seed"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -30,8 +30,8 @@ async def marginals(group: Group, plays: Sequence[Play]) -> NDArray[np.float64]:
     seeds = [one.turns[0].sampling.seed // len(group.agents) for one in plays]
     last = np.array([_last(one) for one in plays])
 
-    def as_before(at: int, states: Sequence[State]) -> list[Sampling]:
-        return [one.turns[at].sampling for one in plays]
+    def as_before(place: int, states: Sequence[State]) -> list[Sampling]:
+        return [one.turns[place].sampling for one in plays]
 
     places = range(len(group.agents))
     again = await asyncio.gather(

@@ -211,11 +211,13 @@ def _efforts(reports: Sequence[Report], observed: Mapping[str, Any]) -> list[flo
     spent = [one.get("effort") if isinstance(one, Mapping) else None for one in given]
     if not any(one is not None for one in spent):
         return None
+    found = []
     for report, one in zip(reports, spent, strict=True):
         known = isinstance(one, int | float) and not isinstance(one, bool)
-        if not (known and 0 <= one <= 1 + ROUNDING):
+        if not known or not 0 <= (effort := float(one or 0)) <= 1 + ROUNDING:
             raise ReportError(f"The effort of {report.agent!r} is {one!r}, no number in [0, 1].")
-    return [float(one) for one in spent if one is not None]
+        found.append(effort)
+    return found
 
 
 def _in_time(opening: Opening, reports: Sequence[Report]) -> list[Report]:

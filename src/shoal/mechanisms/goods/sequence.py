@@ -171,8 +171,9 @@ async def play(
             ]
             spoken = await group.generations[agent].generate(prompts, chosen)
         scores = await _scores(group, tasks, spoken)
-        for each, *parts in zip(turns, states, chosen, spoken, scores, strict=True):
-            each.append(Turn(agent, *parts))
+        rows = zip(turns, states, chosen, spoken, scores, strict=True)
+        for each, state, sampling, one, score in rows:
+            each.append(Turn(agent, state, sampling, one, score))
     return [
         _settled(group, task, tuple(one), f"{name}/{place}", log)
         for place, (task, one) in enumerate(zip(tasks, turns, strict=True))
