@@ -12,9 +12,9 @@ from shoal.core.errors import ConfigError, InputError
 from shoal.core.protocols import Sampling
 from shoal.core.records import Message
 from shoal.engine.scripted import ScriptedEngine
+from shoal.mechanisms.generations import Generations
 from shoal.mechanisms.goods.contribution_game import Game
 from shoal.mechanisms.goods.evaluators import by_answer
-from shoal.mechanisms.generations import Generations
 from shoal.mechanisms.goods.prompts import ByInstruction
 from shoal.mechanisms.goods.public_goods import PublicGoods
 from shoal.mechanisms.goods.sequence import Group, play
