@@ -110,7 +110,7 @@ def _access(may: str, *, dry_run: bool = False) -> Access:
     classes: tuple[SideEffect, ...] = ("read", "write", "destroy")
     if may not in classes:
         raise ConfigError(f"--may is {may!r}: take read, write or destroy.")
-    allowed = frozenset(classes[: classes.index(may) + 1])  # type: ignore[arg-type]
+    allowed = frozenset(classes[: classes.index(may) + 1])
     return Access(
         may=allowed,
         approve=(lambda spec, given: True) if may == "destroy" else None,

@@ -130,12 +130,17 @@ class Host:
         mark = 16 * MIB + secrets.randbelow(MIB)  # seen in the command line of whatever stays
         policy = replace(POLICY, tier=tier, file_bytes=mark, unprotected=UNPROTECTED)
         made: list[str] = []
+
+        def read(what: str) -> str:
+            made.append("read")
+            return what
+
+        def destroy(what: str) -> None:
+            made.append("destroy")
+
         tools = [
-            Callback(ToolSpec("read", "Reads."), lambda what: made.append("read") or what),
-            Callback(
-                ToolSpec("destroy", "Destroys.", side_effect="destroy"),
-                lambda what: made.append("destroy"),
-            ),
+            Callback(ToolSpec("read", "Reads."), read),
+            Callback(ToolSpec("destroy", "Destroys.", side_effect="destroy"), destroy),
         ]
         session = Sandbox.open(policy)
         began = time.monotonic()

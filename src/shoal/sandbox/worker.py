@@ -5,15 +5,22 @@ code here may change all of it, so it decides nothing: limits, permissions and c
 outside's and the kernel's.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 from _ast import Expr, Expression
 
+TYPE_CHECKING = False  # importing typing takes milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 PARSE_ONLY = 0x400  # what ``ast.PyCF_ONLY_AST`` is; importing ``ast`` takes milliseconds
 
 
-def limit(limits):
+def limit(limits: dict[str, Any]) -> None:
     """Hold this process and all it starts to limits that cannot be raised again."""
     import resource
 
@@ -25,7 +32,7 @@ def limit(limits):
 class Line:
     """Messages to and from the outside, on descriptors that printed text does not reach."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.incoming = os.fdopen(os.dup(0), "rb")
         self.outgoing = os.fdopen(os.dup(1), "wb")
         null = os.open(os.devnull, os.O_RDONLY)
@@ -33,19 +40,19 @@ class Line:
         os.close(null)
         os.dup2(2, 1)  # what is printed, by whatever means, goes one way
 
-    def send(self, **message):
+    def send(self, **message: Any) -> None:
         self.outgoing.write(json.dumps(message).encode() + b"\n")
         self.outgoing.flush()
 
-    def receive(self):
+    def receive(self) -> Any:
         text = self.incoming.readline()
         if not text:
             os._exit(0)
         return json.loads(text)
 
 
-def caller(line, name):
-    def call(**arguments):
+def caller(line: Line, name: str) -> Callable[..., Any]:
+    def call(**arguments: Any) -> Any:
         line.send(kind="call", name=name, arguments=arguments)
         answer = line.receive()
         if "error" in answer:
@@ -60,7 +67,7 @@ def caller(line, name):
     return call
 
 
-def evaluate(code, space):
+def evaluate(code: str, space: dict[str, Any]) -> Any:
     """Run statements; the value of a last expression."""
     tree = compile(code, "<code>", "exec", PARSE_ONLY)
     last = None
@@ -70,7 +77,7 @@ def evaluate(code, space):
     return eval(compile(last, "<code>", "eval"), space) if last is not None else None
 
 
-def place(error):
+def place(error: BaseException) -> int | None:
     """The last line of the code that an error passed through."""
     if isinstance(error, SyntaxError) and error.filename == "<code>":
         return error.lineno
@@ -82,7 +89,7 @@ def place(error):
     return found
 
 
-def answer(line, message, space):
+def answer(line: Line, message: dict[str, Any], space: dict[str, Any]) -> None:
     for alias, name in message.get("tools", {}).items():
         space[alias] = caller(line, name)
     try:
@@ -105,12 +112,12 @@ def answer(line, message, space):
         line.send(kind="raised", error=f"{kind}: {said}", line=place(error), type=kind)
 
 
-def main():
+def main() -> None:
     line = Line()
     limit(json.loads(sys.argv[1]))
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    space = {"__name__": "__main__", "__builtins__": __builtins__}
+    space: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
     line.send(kind="ready", pid=os.getpid())
     while True:
         message = line.receive()

@@ -96,6 +96,7 @@ SYSTEMS: tuple[System, ...] = (
         "TheMCPCompany: Creating General-purpose Agents with Task-specific Tools",
         "2510.19286",
         "tools, envs",
+        "partial",
     ),
     System(
         "group-diffusion",

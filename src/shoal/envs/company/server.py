@@ -64,7 +64,7 @@ def state() -> dict[str, str]:
     from moto.core.base_backend import BackendDict
 
     found: dict[str, str] = {}
-    for backends in list(BackendDict._instances):
+    for backends in list(vars(BackendDict)["_instances"]):
         for account, region, backend in list(backends.iter_backends()):
             if account != "123456789012":
                 continue

@@ -129,7 +129,7 @@ def gateway_server(
                 raise MCPError(types.INVALID_PARAMS, f"Unknown tool {params.name[:80]!r}.")
         except ShoalError as error:
             text, failed = str(error), True
-        content = [types.TextContent(type="text", text=text)]
+        content: list[Any] = [types.TextContent(type="text", text=text)]
         return types.CallToolResult(content=content, is_error=failed)
 
     return Server(
