@@ -404,14 +404,14 @@ def real_model(bench: Bench) -> None:
     config = parse_run(
         {
             "seed": bench.seed,
-            "iterations": 3,
+            "iterations": bench.pick(full=3, smoke=1),
             "environment": {
                 "name": "bfcl",
                 "options": {"categories": ["simple_python"], "longest": 520},
                 "train": [0, 40],
-                "held_out": [1_000_000, 1_000_008],
+                "held_out": [1_000_000, bench.pick(full=1_000_008, smoke=1_000_001)],
             },
-            "groups": {"tasks": 2, "episodes": 4},
+            "groups": {"tasks": bench.pick(full=2, smoke=1), "episodes": 4},
             "context": {"history": 0, "instructions": True},
             "policy": {
                 "model": "smollm2-135m",
@@ -421,7 +421,13 @@ def real_model(bench: Bench) -> None:
             "sampler": {"kind": "engine", "dtype": "bf16", "max_tokens": 56},
             "reward": {"kind": "tool-call"},
             "algorithm": {"name": "grpo"},
-            "warm_start": {"updates": 6, "tasks": 8, "noise": 0.0, "rows": 2, "lr": 2e-3},
+            "warm_start": {
+                "updates": bench.pick(full=6, smoke=1),
+                "tasks": bench.pick(full=8, smoke=2),
+                "noise": 0.0,
+                "rows": 2,
+                "lr": 2e-3,
+            },
             "optimiser": {"lr": 5e-4, "micro": 8},
             "evaluation": {"every": 6, "temperature": 0.0},
         }
@@ -431,8 +437,7 @@ def real_model(bench: Bench) -> None:
         trainer = build(config)
         try:
             before = await trainer.evaluate()
-            told_ = await trainer.warm_up()
-            await trainer.sampler.update(trainer.policy)
+            warm_start = await trainer.warm_up()
             warm = await trainer.evaluate()
             iterations = [
                 (await trainer.iterate()).metrics
@@ -447,14 +452,14 @@ def real_model(bench: Bench) -> None:
                 f"SmolLM2 + LoRA on BFCL, {label}",
                 exact=one["held_out.success"],
                 **{
-                    label: one[f"held_out.{mark}"]
-                    for label, mark in MARKS.items()
+                    name: one[f"held_out.{mark}"]
+                    for name, mark in MARKS.items()
                     if f"held_out.{mark}" in one
                 },
             )
         bench.arm(
             "SmolLM2 + LoRA on BFCL, updates",
-            warm_start_loss=told_["warm_start.loss"],
+            warm_start_loss=warm_start["warm_start.loss"],
             mean_reward_first=iterations[0]["reward"],
             mean_reward_last=iterations[-1]["reward"],
             zero_variance_groups=float(np.mean([1 - one["groups.mixed"] for one in iterations])),

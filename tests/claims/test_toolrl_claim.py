@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from shoal.cli import app
-from shoal.core.claims import find_system, runner
+from shoal.core.claims import Bench, find_system, runner
 from shoal.training.compare import Comparison, Curve, Start
 
 
@@ -47,6 +48,18 @@ def test_variants_take_the_originals_rate_and_main_arms_their_own():
     rated = module.rated({**module.MAIN, **module.OTHERS}, rates)
     assert {name: rated[name]["optimiser"]["lr"] for name in module.MAIN} == rates
     assert {rated[name]["optimiser"]["lr"] for name in module.OTHERS} == {1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_a_real_model_with_an_adapter_learns_from_bfcl():
+    if find_spec("bfcl_eval") is None:
+        pytest.skip("bfcl-eval's data is not installed")
+    bench = Bench(smoke=True)
+    claim().real_model(bench)
+    arms = {arm.name.rpartition(", ")[2]: arm.metrics for arm in bench.arms}
+    assert set(arms) == {"as it comes", "warm-started", "trained", "updates"}
+    assert arms["updates"]["warm_start_loss"] > 0
 
 
 def test_a_smoke_run_measures_all_sides(tmp_path: Path):

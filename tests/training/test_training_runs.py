@@ -469,6 +469,30 @@ def test_a_warm_start_stops_at_the_success_it_was_asked_for() -> None:
     assert told["warm_start.success"] >= 0.6 and told["warm_start.updates"] < 400
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_after_a_warm_start_nothing_old_is_served(dtype: str) -> None:
+    config = small(
+        **{name: part for name, part in CALLS.items() if name != "sampler"},
+        sampler={"kind": "engine", "dtype": dtype, "max_tokens": 6},
+        evaluation={"every": 1, "temperature": 0.0},
+    )
+
+    async def go() -> tuple[float, float, int]:
+        trainer = build(config)
+        await trainer.evaluate()  # prompts are in the engine's cache now
+        await trainer.warm_up()
+        ours = (await trainer.evaluate())["held_out.return"]
+        version = trainer.sampler.version
+        await trainer.sampler.close()
+        trainer.runner.sampler = DirectSampler(trainer.policy)
+        theirs = (await trainer.evaluate())["held_out.return"]
+        assert version == trainer.policy.version
+        return ours, theirs, version
+
+    ours, theirs, version = asyncio.run(go())
+    assert version == 1 and ours == pytest.approx(theirs, abs=0.15 if dtype == "bf16" else 1e-9)
+
+
 def test_without_an_expert_there_is_no_warm_start() -> None:
     config = small(
         environment={"name": "textarena", "train": [0, 8]}, warm_start={"updates": 5},

@@ -121,6 +121,8 @@ async def warm_start(
             first=done,
         )
         done += count
+        policy.version += 1
+        await runner.sampler.update(policy)  # one with weights or caches of its own has old ones
         found = await runner.run(tasks[:PROBED], 1, name=("warm start", done))
         success = sum(one.solved for one in found.played) / len(found.played)
         if part.until is not None and success >= part.until:
