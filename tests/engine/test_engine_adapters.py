@@ -224,3 +224,35 @@ def test_a_model_with_an_adapter_attached_takes_no_others(model: Model) -> None:
     attached = one.over(model.decoder)
     with pytest.raises(EngineError, match="carries an adapter already"):
         EngineAdapters(attached).add("two", one)
+
+
+def test_serving_in_another_number_format_leaves_the_adapter_as_it_is(
+    model: Model, tiny_model: Path
+) -> None:
+    one = adapter(model, 1)
+    half = load(str(tiny_model), dtype="bf16")
+    served = EngineAdapters(half.decoder)
+    served.add("one", one)
+    assert all(tensor.dtype == torch.float32 for tensor in one.tensors.values())
+    assert served.resident_bytes == one.nbytes // 2
+    (done,) = answer(LocalEngine(half, adapters=served), [asked("one")])
+    assert done.error is None
+
+
+def test_an_adapter_that_learns_is_served_as_it_learns(model: Model) -> None:
+    one = adapter(model, 1)
+    served = EngineAdapters(model.decoder)
+    served.add("one", one)
+    engine = LocalEngine(model, adapters=served)
+
+    async def go() -> tuple[list[float], list[float]]:
+        (before,) = await engine.generate([asked("one")])
+        with torch.no_grad():
+            for tensor in one.tensors.values():
+                tensor.mul_(1.5)
+        (after,) = await engine.generate([asked("one", salt="new weights")])
+        await engine.close()
+        return logprobs(before), logprobs(after)
+
+    before, after = asyncio.run(go())
+    assert abs(before[0] - after[0]) > 1e-3

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal.core.errors import EngineError, nearest
+from shoal.engine.compute import compute
 from shoal.models.adapters.adapter import Adapter
 from shoal.models.adapters.bank import BYTES, Bank
 from shoal.models.adapters.hosts import DecoderHost
@@ -64,14 +65,18 @@ class EngineAdapters:
     def add(self, name: str, adapter: Adapter, *, any_base: bool = False) -> None:
         """Take an adapter under a name; one that had the name is replaced.
 
-        It is kept in the model's number format. Raises :class:`ModelError` for another base, and
-        :class:`EngineError` where the model looks through an adapter already.
+        One in the model's number format is served as it is, also while it learns; of any other a
+        copy is kept. Raises :class:`ModelError` for another base, and :class:`EngineError` where
+        the model looks through an adapter already.
         """
         if self._decoder.adapting is not None:
             raise EngineError("The model carries an adapter already: detach it first.")
         adapter.fits(self._decoder, any_base=any_base)
+        dtype = self._decoder.dtype
+        if any(tensor.dtype != dtype for tensor in adapter.tensors.values()):
+            adapter = adapter.copy().to(dtype=dtype)
         self.remove(name, missing_ok=True)
-        self._known[name] = Resident(name, adapter.to(dtype=self._decoder.dtype))
+        self._known[name] = Resident(name, adapter)
 
     def load(self, name: str, path: Path) -> None:
         """Take an adapter from its file; raises as :func:`open_adapter` and :meth:`add`."""
@@ -88,7 +93,8 @@ class EngineAdapters:
         Raises :class:`EngineError` for one there is not.
         """
         if name in self._known:
-            self.bank.drop(self._known.pop(name).adapter)
+            gone = self._known.pop(name).adapter
+            compute.call(lambda: self.bank.drop(gone))
         elif not missing_ok:
             raise self._unknown(name)
 

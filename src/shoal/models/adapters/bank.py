@@ -1,11 +1,12 @@
 """Assembled factors of the adapters in use, kept up to a limit of bytes.
 
 What is resident of every adapter is what it stores: a MoS adapter's pools. Its factors are put
-together when rows need them and stay while there is room; the ones used longest ago make way. A
-batch gets all it needs, whatever the limit. Factors of one signature lie in one tensor a site, an
-adapter in a slot, so that a batch of neighbouring slots is multiplied where it lies; others are
-copied together once, for as long as the same adapters are in use. Factors are fp32 also where the
-model is bf16: batched products of bf16 matrices this small take three times as long on CPUs.
+together when rows need them and stay while there is room; those of the same sizes that were used
+longest ago make way. A batch gets all it needs, whatever the limit. Factors of one signature lie in
+one tensor a matrix, an adapter in a slot, so that a batch of neighbouring slots is multiplied where
+it lies; others are copied together once, for as long as the same adapters are in use. Factors are
+fp32 also where the model is bf16: batched products of bf16 matrices this small take three times as
+long on CPUs.
 
 Shapes: S slots, G adapters asked for, r rank, I inputs, O outputs.
 """
