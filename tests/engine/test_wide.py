@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from shoal.engine import wide
+from shoal.engine.attention import StepAttention, Work
+from shoal.engine.pool import Extent, KVPool
+from shoal.engine.tree import Node
 
 K, G, D = 2, 3, 64
 
@@ -57,6 +60,27 @@ def test_scores_of_a_hundred_neither_overflow_nor_lose_their_differences() -> No
 
 
 def test_few_rows_and_fp32_keep_to_the_flash_kernel() -> None:
-    assert not wide.is_wide(wide.WIDE_ROWS - 1, torch.bfloat16)
-    assert not wide.is_wide(512, torch.float32)
-    assert wide.is_wide(wide.WIDE_ROWS, torch.bfloat16) == wide.fast()
+    assert not wide.is_wide(8, 8 * 4000, torch.bfloat16)
+    assert not wide.is_wide(64, 64 * 64 // 2, torch.bfloat16)
+    assert not wide.is_wide(512, 512 * 512, torch.float32)
+    assert wide.is_wide(64, 64 * 400, torch.bfloat16) == wide.fast()
+
+
+def test_a_step_in_bf16_takes_both_ways_to_the_same_results() -> None:
+    torch.manual_seed(3)
+    pool = KVPool(
+        layers=1, kv_heads=K, head_dim=D, dtype=torch.bfloat16, max_bytes=1200 * 2 * K * D * 2
+    )
+    pool.slab.normal_()
+    node = Node(range(600), Extent(0, 600), None)
+    node.filled = 300
+    works = [Work(node, 300, 300)]  # a long run, causal, over the earlier part of its node
+    q_THd = torch.randn(300, K * G, D).bfloat16()
+    kv_T2Kd = torch.randn(300, 2, K, D).bfloat16()
+    out = StepAttention(works, pool)(0, q_THd, kv_T2Kd).double()
+    keys, values = pool.slab[0, :600].double().unbind(1)
+    scores = torch.einsum("tkgd,lkd->tkgl", q_THd.double().view(300, K, G, D), keys) / D**0.5
+    later = torch.ones(300, 600).triu(301).bool()
+    weights = scores.masked_fill(later[:, None, None], -torch.inf).softmax(-1)
+    expected = torch.einsum("tkgl,lkd->tkgd", weights, values).flatten(1, 2)
+    assert (out - expected).square().mean().sqrt() < 0.003

@@ -194,7 +194,8 @@ class StepAttention:
 
         for rows in self._causal:
             kv_2Krd = kv_T2Kd[rows].permute(1, 2, 0, 3)
-            if wide.is_wide(kv_2Krd.shape[2], self._dtype):
+            count = kv_2Krd.shape[2]
+            if wide.is_wide(count, count * count // 2, self._dtype):
                 out_TKGd[rows], lse_TKG[rows] = wide.attend(q_TKGd[rows], *kv_2Krd, causal=True)
                 continue
             out, lse = _flash(
@@ -259,7 +260,7 @@ def _read_span(
     if R == S == 1:
         out_1KGd, lse_1KG = _flash(q_RKGd, k_SKLd, v_SKLd, 0.0, False)
         return out_1KGd, lse_1KG
-    if S == 1 and wide.is_wide(R, q_RKGd.dtype):
+    if S == 1 and wide.is_wide(R, R * k_SKLd.shape[2], q_RKGd.dtype):
         return wide.attend(q_RKGd, k_SKLd[0], v_SKLd[0])
     q_SKrd = q_RKGd.transpose(0, 1).reshape(1, K, R * G, d).expand(S, K, R * G, d)
     out_SKrd, lse_SKr = _flash(q_SKrd, k_SKLd, v_SKLd, 0.0, False)

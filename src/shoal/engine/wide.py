@@ -21,8 +21,8 @@ import math
 
 import torch
 
-WIDE_ROWS = 64  # rows from which this is faster than the flash kernel
 BLOCK = 64  # rows of a block, and what keys are padded to a multiple of
+SEEN = 24_000  # pairs of a row and a key it sees, from which this is faster than the flash kernel
 
 
 @functools.cache
@@ -31,9 +31,9 @@ def fast() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def is_wide(rows: int, dtype: torch.dtype) -> bool:
-    """Whether attention of so many rows over common keys is better computed here."""
-    return rows >= WIDE_ROWS and dtype == torch.bfloat16 and fast()
+def is_wide(rows: int, seen: int, dtype: torch.dtype) -> bool:
+    """Whether attention of so many rows, over ``seen`` pairs of row and key, belongs here."""
+    return rows >= BLOCK and seen >= SEEN and dtype == torch.bfloat16 and fast()
 
 
 def attend(
