@@ -13,19 +13,16 @@ has asked, or poison what all read.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moving.offsets import with_offsets
-from moving.probing import probe
-from moving.texts import QUESTIONS, SEGMENT, Case, Corpus, cases_of, note
-from moving.timed import Arrival, Clock, Served, Timed
-from moving.writing import second_stage
 from shoal.core.claims import Bench
 from shoal.core.protocols import Request, Sampling
 from shoal.core.stats import Interval, difference_interval, holm, mean_interval
@@ -40,6 +37,15 @@ from shoal.engine.policies import ArrivalOrder, Policy
 from shoal.engine.repair import KINDS, Kind, Repair
 from shoal.engine.segments import KVSegment
 from shoal.models.loading import Model, load
+
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
+
+from moving.offsets import with_offsets
+from moving.probing import probe
+from moving.texts import QUESTIONS, SEGMENT, Case, Corpus, cases_of, note
+from moving.timed import Arrival, Clock, Served, Timed
+from moving.writing import second_stage
 
 FORCED = 12  # tokens of the dense answer over which arms are compared
 BUDGET = 0.15
