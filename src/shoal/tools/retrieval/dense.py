@@ -23,7 +23,7 @@ class Dense:
             raise ConfigError(f"Vectors have a multiple of 64 numbers here, not {dimensions}.")
         self.dimensions = dimensions
         self._vectors_SD = np.zeros((0, dimensions), np.float16)
-        self._signs_SW = np.zeros((0, dimensions // 64), np.uint64)
+        self._signs_WS = np.zeros((dimensions // 64, 0), np.uint64)
         self._used_S = np.zeros(0, bool)
 
     def add_all(self, slots: Sequence[int], vectors_ND: Floats) -> None:
@@ -33,7 +33,7 @@ class Dense:
         self._reserve(max(slots) + 1)
         rows = np.asarray(slots)
         self._vectors_SD[rows] = vectors_ND
-        self._signs_SW[rows] = _signs(vectors_ND)
+        self._signs_WS[:, rows] = _signs(vectors_ND).T
         self._used_S[rows] = True
 
     def remove(self, slot: int) -> None:
@@ -43,15 +43,18 @@ class Dense:
     def nearest(self, query_D: Floats, count: int, among: int = 4) -> NDArray[np.intp]:
         """Slots of about the ``count`` largest cosines, best first.
 
-        Looks closely at ``among`` times as many, those with the most signs in common.
+        Looks closely at ``among`` times as many, those with the most signs in common, and at all
+        that have as many in common as the last of them.
         """
         used = int(self._used_S.sum())
         if not used or count <= 0:
             return np.zeros(0, np.intp)
-        differ_S = np.bitwise_count(self._signs_SW ^ _signs(query_D[None])).sum(1, dtype=np.int16)
+        differ_S = np.zeros(len(self._used_S), np.int16)
+        for signs_S, own in zip(self._signs_WS, _signs(query_D[None])[0], strict=True):
+            differ_S += np.bitwise_count(signs_S ^ own)
         differ_S[~self._used_S] = self.dimensions + 1
-        wide = min(used, count * among)
-        near = np.argpartition(differ_S, wide - 1)[:wide]
+        within = np.cumsum(np.bincount(differ_S))  # how many differ in at most so many signs
+        near = np.flatnonzero(differ_S <= np.searchsorted(within, min(used, count * among)))
         cosine = self.cosines(query_D, near)
         return near[np.argsort(-cosine, kind="stable")[:count]]
 
@@ -67,7 +70,7 @@ class Dense:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return self._vectors_SD.nbytes + self._signs_SW.nbytes + self._used_S.nbytes
+        return self._vectors_SD.nbytes + self._signs_WS.nbytes + self._used_S.nbytes
 
     def _reserve(self, slots: int) -> None:
         have = len(self._used_S)
@@ -75,7 +78,7 @@ class Dense:
             return
         more = max(slots, have * 5 // 4) - have
         self._vectors_SD = np.pad(self._vectors_SD, ((0, more), (0, 0)))
-        self._signs_SW = np.pad(self._signs_SW, ((0, more), (0, 0)))
+        self._signs_WS = np.pad(self._signs_WS, ((0, 0), (0, more)))
         self._used_S = np.pad(self._used_S, (0, more))
 
 

@@ -221,6 +221,8 @@ class Speller:
 
     def learn(self, vocabulary: Collection[str]) -> None:
         """Read what was added to a vocabulary that only grows."""
+        if len(vocabulary) == self._read:
+            return
         for word in islice(vocabulary, self._read, None):
             if len(word) >= 5 and word.isascii() and word.isalpha():
                 self._buckets.setdefault((word[0], len(word)), []).append(word)
