@@ -40,7 +40,7 @@ SMOKE_SERVICES = (
     "dynamodb",
 )
 MARGIN = {"full": 1.0, "smoke": 0.5}
-"""Smoke asks for half of a margin: its catalogue is a tenth, and easier."""
+"""Smoke asks for half of a margin, or allows twice: its catalogue is a tenth, its requests few."""
 
 
 def run(bench: Bench) -> None:
@@ -97,7 +97,7 @@ def several_needs(
     bench.verdict(
         "points that rules stay behind the true split, with 6 tools in all",
         difference_interval(oracle, rules, paired=True, seed=bench.seed),
-        at_most=0.05,
+        at_most=0.05 / margin,
     )
     with bench.plot("several-needs", "Recall of three tools at equal budgets", panels=2) as panels:
         kinds = ("titles", "titles and descriptions")

@@ -270,7 +270,7 @@ class ToolIndex:
         lookup = Lookup(request, k, tuple(history), tuple(steps or ()))
         stages = self.settings.stages
         if steps:
-            stages = tuple(s for s in stages if s not in ("rewrite", "decompose", "expand"))
+            stages = tuple(s for s in stages if s not in ("rewrite", "decompose"))
         found = self._look(lookup, stages, agent, budget_tokens, allowed)
         if agent:
             self.working_set(agent).grow(found.tools)

@@ -107,7 +107,8 @@ def expand(lookup: Lookup, shelf: Shelf) -> Lookup:
     return replace(
         lookup,
         steps=tuple(
-            replace(step, extra=requests.expand(step.text, weight).extra) for step in lookup.steps
+            step if step.extra else replace(step, extra=requests.expand(step.text, weight).extra)
+            for step in lookup.steps
         ),
     )
 
