@@ -367,9 +367,16 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
+def keep(runs: dict[str, list[Run]], folder: Path) -> None:
+    """Write the table and the plot of the seeds there are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trl.md").write_text("\n".join(table(runs)) + "\n", encoding="utf-8")
+    draw(runs, folder / "trl.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="2 at the least")
     parser.add_argument("--updates", type=int, default=40, help="8 at the least")
     parser.add_argument("--out", type=Path, help="folder for a plot and a table")
     parser.add_argument("--json", action="store_true")
@@ -392,15 +399,12 @@ def main() -> None:
             alone(START, seed, options.updates, start, start)
             for arm in ARMS if seed % 2 == 0 else reversed(ARMS):
                 runs[arm].append(run(arm, seed, options.updates, start))
-    lines = list(table(runs))
+        if options.out and seed:
+            keep(runs, options.out)
     if options.json:
         print(json.dumps({arm: [asdict(one) for one in each] for arm, each in runs.items()}))
     else:
-        print("\n".join(lines))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "trl.md").write_text("\n".join(lines) + "\n")
-        draw(runs, options.out / "trl.png")
+        print("\n".join(table(runs)))
 
 
 if __name__ == "__main__":
