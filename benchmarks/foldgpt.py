@@ -80,9 +80,10 @@ def run(bench: Bench) -> None:
         Terms(
             counts=(3, 6),
             gates=GateOptions(steps=32),
-            seeds=(0, 1),
+            seeds=(0,),
             cure=CureOptions(tokens=2_048),
             rows=2,
+            ablated=(GATES,),
         ),
     )
     judge(narrow)
@@ -126,7 +127,7 @@ def _knowledge(bench: Bench, contest: Contest) -> None:
         treated = contest.treated.get(name)
         decoder = contest.bed.decoder if treated is None else treated.decoder
         engine = LocalEngine(_with(model, decoder), kv_bytes=256 << 20)
-        bench.arm(f"{name}, items", **knowledge(engine, 12, bench.seed))
+        bench.arm(f"{name}, items", **knowledge(engine, 10, bench.seed))
         asyncio.run(engine.close())
 
 
