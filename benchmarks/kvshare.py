@@ -71,8 +71,8 @@ EDITS = (
 
 def run(bench: Bench) -> None:
     """Measure fidelity, a trace of moved documents, and isolation."""
-    requests = bench.pick(full=36, smoke=5)
-    answer = bench.pick(full=ANSWER, smoke=8)
+    requests = bench.pick(full=36, smoke=4)
+    answer = bench.pick(full=ANSWER, smoke=6)
     bench.workload = (
         f"SmolLM2-135M in bf16. Fidelity: {bench.pick(full=34, smoke=4)} prompts with one or two "
         f"texts of {SEGMENT[0]} to {SEGMENT[1]} tokens (documents and blocks of GSM8K questions), "
@@ -104,7 +104,7 @@ def run(bench: Bench) -> None:
     compute.call(lambda: torch.set_num_threads(1))
     try:
         trace(bench, model, corpus, requests, answer)
-        unhurried(bench, model, corpus, bench.pick(full=20, smoke=3))
+        unhurried(bench, model, corpus, bench.pick(full=20, smoke=2))
         isolation(bench, model, corpus)
     finally:
         compute.call(lambda: torch.set_num_threads(threads))
