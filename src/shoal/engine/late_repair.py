@@ -67,7 +67,7 @@ class FirstStage(Protocol):
 
 @dataclass(slots=True, eq=False)
 class LateRepair:
-    """The second stage of one request: what each moved token is worth, and which are next.
+    """The second stage of one request: what each moved token is worth.
 
     places     of each moved token that was left alone: its node and place in it
     slots_M    where they lie
@@ -75,6 +75,7 @@ class LateRepair:
     average_M  of the attention paid to them; begins with what the prompt's new tokens paid
     budget     tokens that may still be computed
     done       tokens computed so far
+    chosen     which are computed in the next step (of M)
     """
 
     policy: Late
@@ -86,7 +87,7 @@ class LateRepair:
     budget: int
     seed: int = 0
     done: int = 0
-    next: tuple[int, ...] = ()
+    chosen: tuple[int, ...] = ()
     _floor: float = field(init=False)
     _open_M: torch.Tensor = field(init=False)
     _seen_M: torch.Tensor = field(init=False)
@@ -142,7 +143,7 @@ class LateRepair:
 
     def rows(self) -> list[tuple[Node, int]]:
         """What the next step computes again."""
-        return [self.places[index] for index in self.next]
+        return [self.places[index] for index in self.chosen]
 
     def see(
         self, layer: int, q_KGd: torch.Tensor, slab_N2Kd: torch.Tensor, lse_KG: torch.Tensor
@@ -156,8 +157,8 @@ class LateRepair:
         self._seen_M += paid_KGM.mean((0, 1)) / len(self.layers)
 
     def stepped(self, computed: int) -> None:
-        """A step is over, in which the first ``computed`` of ``next`` were computed."""
-        for index in self.next[:computed]:
+        """A step is over, in which the first ``computed`` of the chosen were computed."""
+        for index in self.chosen[:computed]:
             self._open_M[index] = False
         self.done += computed
         self.budget -= computed
@@ -166,7 +167,7 @@ class LateRepair:
         self._choose()
 
     def _choose(self) -> None:
-        self.next = ()
+        self.chosen = ()
         if self.ended:
             return
         if self.policy.rule == "random":
@@ -177,5 +178,5 @@ class LateRepair:
         score_M = torch.where(self._open_M, score_M, -math.inf)
         count = min(self.policy.a_step, self.budget, int(self._open_M.sum()))
         values, indices = score_M.topk(count)
-        self.next = tuple(indices[values > floor].tolist())
-        self._idle = 0 if self.next else self._idle + 1
+        self.chosen = tuple(indices[values > floor].tolist())
+        self._idle = 0 if self.chosen else self._idle + 1
