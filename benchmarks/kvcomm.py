@@ -76,7 +76,7 @@ def run(bench: Bench) -> None:
     model = compute.call(lambda: load(dtype="fp32"))
     cases = sorted(items("gsm8k"), key=lambda item: bench.seed_of(item.id))
     runner.run(fidelity(bench, LocalEngine(model), cases, asked, learned))
-    runner.run(choices(bench, LocalEngine(model), cases[: bench.pick(full=50, smoke=3)]))
+    runner.run(choices(bench, LocalEngine(model), cases[: bench.pick(full=50, smoke=2)]))
     quick = compute.call(lambda: load(dtype="bf16"))
     runner.run(times(bench, [LocalEngine(quick) for _ in range(3)]))
 
