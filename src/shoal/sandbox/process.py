@@ -68,6 +68,7 @@ class ProcessSession:
         self._lines = bytearray()
         self._printed = bytearray()
         self._looked = 0.0
+        self._started = False
         self._calls = self._refused = 0
         self._selector = selectors.DefaultSelector()
         for fd, name in ((worker.stdout, "line"), (worker.stderr, "printed")):
@@ -78,6 +79,7 @@ class ProcessSession:
             said = self._receive(time.monotonic() + START_SECONDS)
             if said.get("kind") != "ready":
                 raise _Ended("protocol", f"the worker began with {said!r}")
+            self._started = True
         except _Ended as ended:
             printed = self._printed.decode(errors="replace").strip()
             self.close()
@@ -259,8 +261,8 @@ class ProcessSession:
         now = time.monotonic()
         if now >= deadline:
             raise _Ended("timeout", f"{self.policy.wall_seconds:g} seconds were not enough")
-        if now - self._looked < TICK:
-            return
+        if now - self._looked < TICK or not self._started:
+            return  # before it has started, a child may still be a copy of this process
         self._looked = now
         load = load_of(self._worker.pid)
         if load.resident > self.policy.memory_bytes:
