@@ -16,6 +16,7 @@ from shoal.models.embedding import Embedder, Kept, ShortMiniLM
 from shoal.tools.retrieval.documents import document_of, operation_of
 from shoal.tools.retrieval.index import ToolIndex
 from shoal.tools.retrieval.settings import STAGES, Settings
+from shoal.tools.text import humanised
 from toolbench import fitting, ranking
 from toolbench.corpus import FULL, STYLES, Example, repeats
 
@@ -73,10 +74,7 @@ def one_need(
     found: dict[tuple[str, str], NDArray[np.int64]] = {}
     naive = [f"{operation_of(spec.name)}: {spec.description}" for spec in specs]
     documents = [document_of(spec) for spec in specs]
-    full = [
-        f"{d.sentence().split('. ')[0]} {d.service} {d.description} {d.arguments}"
-        for d in documents
-    ]
+    full = [f"{humanised(d.name)} {d.service} {d.description} {d.arguments}" for d in documents]
     for style in STYLES:
         asked = crossed.queries(style)
         found["plain BM25", style] = ranking.plain_bm25(specs, naive, asked)

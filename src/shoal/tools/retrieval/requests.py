@@ -91,7 +91,7 @@ _LETTERS = re.compile(r"[A-Za-z]{5,20}")
 _ENDS = re.compile(
     r"(?:^|\s+)\d+[.)]\s+|(?:^|\n)\s*[-*•]\s+|(?<=[a-z0-9)\"'])[.!?;]+(?=\s|$)|\n+", re.IGNORECASE
 )
-_ORDER = r"then|afterwards|finally|next|after that|followed by"
+_ORDER = r"then|afterwards|finally|after that"
 _LINKS = re.compile(
     rf"\s*(?:,|;)?\s+(?:and|also|plus|as well as|{_ORDER})"
     rf"(?:,?\s+(?:also|to|please|{_ORDER}))*,?\s+|\s*,\s+",
@@ -99,7 +99,8 @@ _LINKS = re.compile(
 )
 _ORDERED = re.compile(rf"\b(?:{_ORDER})\b", re.IGNORECASE)
 _LEAD = re.compile(
-    rf"^(?:(?:and|also|now|{_ORDER})\b[\s,]*)+|^[A-Za-z]+(?: \d+)?:\s+", re.IGNORECASE
+    rf"^(?:(?:and|also|now|next|{_ORDER})\b[\s,]*)+|^(?:example|step|task)(?: \d+)?:\s+",
+    re.IGNORECASE,
 )
 
 
@@ -137,13 +138,13 @@ def decompose(request: str) -> tuple[str, ...]:
     """The things a request asks for, one after the other; at most ``MOST_STEPS``.
 
     A sentence, a line of a list or a clause is a step of its own where it begins with a verb that
-    asks, and a clause also where a word of order leads to it ("then", "after that"); anything
-    else belongs to the step before it.
+    asks, or where a word of order leads to it ("then", "after that"); anything else belongs to
+    the step before it.
     """
     steps: list[str] = []
     for sentence in _ENDS.split(request):
         if sentence and sentence.strip():
-            for piece, ordered in _clauses(_LEAD.sub("", sentence.strip())):
+            for piece, ordered in _clauses(sentence.strip()):
                 if steps and not ordered and not _asks(piece):
                     steps[-1] = f"{steps[-1]}. {piece}"
                 else:
@@ -155,8 +156,10 @@ def decompose(request: str) -> tuple[str, ...]:
 
 def _clauses(sentence: str) -> Iterator[tuple[str, bool]]:
     """Clauses of a sentence that ask for something, and whether a word of order led to each."""
-    start, ordered = 0, False
-    for link in _LINKS.finditer(sentence):
+    lead = _LEAD.match(sentence)
+    start = lead.end() if lead else 0
+    ordered = lead is not None and _ORDERED.search(lead.group()) is not None
+    for link in _LINKS.finditer(sentence, start):
         order = _ORDERED.search(link.group()) is not None
         if order or _asks(sentence[link.end() :]):
             if piece := sentence[start : link.start()].strip(" ,;"):
