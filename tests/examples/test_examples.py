@@ -50,6 +50,7 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
         ".py": [sys.executable, str(EXAMPLES / name)],
         ".toml": [sys.executable, "-m", "shoal", "run", str(EXAMPLES / name), "-i", str(text)],
         "taxi.toml": [sys.executable, "-m", "shoal", "train", str(EXAMPLES / name)],
+        "tool_calls.toml": [sys.executable, "-m", "shoal", "train", str(EXAMPLES / name)],
     }
     done = subprocess.run(
         how.get(name) or how[Path(name).suffix], cwd=tmp_path, capture_output=True, text=True,
