@@ -1,8 +1,9 @@
 """Loss after adapting a small model to another domain: LoRA, MoS and MoS without its parts.
 
 All seeds and learning rates of an arm are trained at once, over one frozen base, each on the data
-its seed draws. The learning rate is chosen by the loss on validation text; what is reported is the
-loss on test text, of other files, at that rate.
+its seed draws. The learning rate is chosen by the loss on validation text; where the best is the
+least or the largest that was tried, the next one is tried, too. What is reported is the loss on
+test text, of other files, at the chosen rate; at others it is not looked at.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from shards import texts
 from shoal.core.rng import seed_of
+from shoal.models.adapters.adapter import Adapter
 from shoal.models.adapters.mixed import mixed
 from shoal.models.adapters.registry import new
 from shoal.models.decoder import Decoder, DecoderConfig
@@ -27,6 +29,10 @@ LENGTH = 65
 """Bytes of a row: 64 to predict."""
 ROWS = 4
 """Rows of a step, for each adapter."""
+FEW = 16
+"""Rows of the validation text that the curves are measured on."""
+STEP, EXTENSIONS = 3.0, 2
+"""How far the next learning rate lies, and how many more are tried where the best is at an end."""
 SCALE = 8.0
 """α/r where it is held constant; in the published code α is 16 whatever the rank in use."""
 
@@ -56,30 +62,28 @@ class Setting:
 class Found:
     """What came of an arm. Losses are nats a byte.
 
-    validation_RS, test_RS   by rate and seed, at the end
-    curve_RSC                validation at checkpoints, the last one the end
+    rates            that were tried, growing
+    validation_RS    by rate and seed, at the end
+    test_by_seed     at the chosen rate
+    curve_C          mean validation loss of a few rows at quarters, at the chosen rate
     """
 
     arm: Arm
+    rates: tuple[float, ...]
     parameters: int
     validation_RS: NDArray[np.float64]
-    test_RS: NDArray[np.float64]
-    curve_RSC: NDArray[np.float64]
+    test_by_seed: NDArray[np.float64]
+    curve_C: NDArray[np.float64]
 
     @property
     def best(self) -> int:
-        """The rate with the least loss on validation text."""
-        return int(np.nanmean(self.validation_RS, 1).argmin())
+        """Place of the chosen rate."""
+        return int(self.validation_RS.mean(1).argmin())
 
     @property
     def rate(self) -> float:
         """The chosen learning rate."""
-        return self.arm.rates[self.best]
-
-    @property
-    def test_by_seed(self) -> NDArray[np.float64]:
-        """Test losses at the chosen rate."""
-        return self.test_RS[self.best]
+        return self.rates[self.best]
 
     @property
     def scale(self) -> float:
@@ -136,11 +140,43 @@ def pretrained(setting: Setting, seed: int) -> Base:
 
 
 def measure(base: Base, arm: Arm, setting: Setting) -> Found:
-    """Train all rates and seeds of an arm together and measure them."""
+    """Sweep the learning rate of an arm and measure it at the best one."""
+    trained = dict(zip(arm.rates, _train(base, arm, setting, arm.rates), strict=True))
+    for _ in range(EXTENSIONS if len(arm.rates) > 1 else 0):
+        rates = sorted(trained)
+        best = min(trained, key=lambda rate: float(trained[rate].validation_S.mean()))
+        if rates[0] < best < rates[-1]:
+            break
+        further = best * STEP if best == rates[-1] else best / STEP
+        (trained[further],) = _train(base, arm, setting, (further,))
+    rates = sorted(trained)
+    best = min(trained, key=lambda rate: float(trained[rate].validation_S.mean()))
+    test = _held_out(texts.TEST, setting.test_rows)
+    chosen = trained[best]
+    return Found(
+        arm,
+        tuple(rates),
+        chosen.adapters[0].parameters,
+        np.stack([trained[rate].validation_S for rate in rates]),
+        np.array([_loss(adapter.over(base.decoder()), test) for adapter in chosen.adapters]),
+        chosen.curve_SC.mean(0),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trained:
+    """Adapters of one rate, by seed."""
+
+    adapters: list[Adapter]
+    validation_S: NDArray[np.float64]
+    curve_SC: NDArray[np.float64]
+
+
+def _train(base: Base, arm: Arm, setting: Setting, rates: Sequence[float]) -> list[_Trained]:
+    """Train all seeds at these rates in one run."""
     decoder, text = base.decoder(), texts.code(texts.TRAIN)
     validation = _held_out(texts.VALIDATION, setting.test_rows // 2)
-    test = _held_out(texts.TEST, setting.test_rows)
-    places = [(rate, seed) for rate in arm.rates for seed in setting.seeds]
+    places = [(rate, seed) for rate in rates for seed in setting.seeds]
     adapters = [new(arm.kind, decoder, seed=seed, **arm.options) for _, seed in places]
     optimisers = [
         Optimiser(
@@ -156,7 +192,7 @@ def measure(base: Base, arm: Arm, setting: Setting) -> Found:
         for adapter, (rate, _) in zip(adapters, places, strict=True)
     ]
     together = mixed(decoder, [(adapter, ROWS * (LENGTH - 1)) for adapter in adapters])
-    marks = sorted({setting.steps * part // 4 for part in (1, 2, 3, 4)})
+    marks = sorted({max(1, setting.steps * part // 4) for part in (1, 2, 3, 4)})
     curve = np.empty((len(places), len(marks)))
     for step in range(setting.steps):
         drawn = {
@@ -169,16 +205,14 @@ def measure(base: Base, arm: Arm, setting: Setting) -> Found:
             optimiser.step()
         if step + 1 in marks:
             for place, adapter in enumerate(adapters):
-                curve[place, marks.index(step + 1)] = _loss(adapter.over(decoder), validation)
-    tested = [_loss(adapter.over(decoder), test) for adapter in adapters]
-    shape = (len(arm.rates), len(setting.seeds))
-    return Found(
-        arm,
-        adapters[0].parameters,
-        curve[:, -1].reshape(shape),
-        np.array(tested).reshape(shape),
-        curve.reshape(*shape, -1),
-    )
+                few = validation[:FEW]
+                curve[place, marks.index(step + 1)] = _loss(adapter.over(decoder), few)
+    final = np.array([_loss(adapter.over(decoder), validation) for adapter in adapters])
+    count = len(setting.seeds)
+    return [
+        _Trained(adapters[at : at + count], final[at : at + count], curve[at : at + count])
+        for at in range(0, len(places), count)
+    ]
 
 
 def measure_all(
