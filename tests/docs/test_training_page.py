@@ -28,9 +28,11 @@ def test_the_page_names_every_environment() -> None:
 
 
 def test_its_run_files_are_run_files() -> None:
-    whole, part = (tomllib.loads(block) for block in blocks("toml"))
+    whole, *parts = (tomllib.loads(block) for block in blocks("toml"))
     assert parse_run(whole).algorithm.name == "gigpo"
-    large: RunConfig = parse_run({"environment": {"name": "taxi"}, **part})
+    runs: list[RunConfig] = [parse_run({"environment": {"name": "taxi"}, **one}) for one in parts]
+    large = runs[-1]
+    assert any(one.policy.adapter == "lora" for one in runs)
     assert large.policy.device == "cuda" and large.optimiser.micro == 2
 
 
