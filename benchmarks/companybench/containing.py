@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 
 import numpy as np
@@ -26,7 +25,7 @@ def attacks(bench: Bench) -> None:
     for tier in tried:
         verdicts = list(judge(suite, tier))  # type: ignore[arg-type]
         contained[tier] = sum(verdict.contained for verdict in verdicts)
-        starts, cpu = _starts(tier, bench.pick(full=30, smoke=5))
+        starts = _starts(tier, bench.pick(full=30, smoke=5))
         reached = [verdict for verdict in verdicts if not verdict.contained]
         bench.arm(
             f"sandbox: {tier}",
@@ -36,7 +35,6 @@ def attacks(bench: Bench) -> None:
                 "not tried, as they would harm": float(sum(not v.tried for v in reached)),
                 "milliseconds to start": mean_interval(starts, seed=bench.seed),
                 "milliseconds to start, median": float(np.median(starts)),
-                "CPU milliseconds to start, median": float(np.median(cpu)),
                 "load of the machine": os.getloadavg()[0],
                 "milliseconds a run": _run(tier),
             },
@@ -52,37 +50,22 @@ def attacks(bench: Bench) -> None:
                 float(np.median(starts)),
                 at_most=40.0,
             )
-            bench.verdict(
-                f"a session of {best} takes 40 milliseconds of CPU time to start (median)",
-                float(np.median(cpu)),
-                at_most=40.0,
-            )
     with bench.plot("attacks", "Attacks contained, by tier") as (axes,):
         axes.barh(list(contained)[::-1], list(contained.values())[::-1])
         axes.axvline(len(suite), color="grey", linestyle=":")
         axes.set_xlabel(f"of {len(suite)}")
 
 
-def _starts(tier: str, rounds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds from nothing to a first answer: of the clock, and of CPU, children's included.
-
-    What a session's end takes is in the CPU time, too: children are counted when they have ended.
-    """
-    spent, used = [], []
+def _starts(tier: str, rounds: int) -> np.ndarray:
+    """Milliseconds from nothing to a first answer."""
+    spent = []
     for _ in range(rounds + 1):
-        before = _cpu()
         began = time.perf_counter()
         session = Sandbox.open(Policy(tier=tier, unprotected=UNPROTECTED))  # type: ignore[arg-type]
         assert session.run("1 + 1").value == 2
         spent.append(1000 * (time.perf_counter() - began))
         session.close()
-        used.append(1000 * (_cpu() - before))
-    return np.array(spent[1:]), np.array(used[1:])
-
-
-def _cpu() -> float:
-    own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in own)
+    return np.array(spent[1:])
 
 
 def _run(tier: str) -> float:
