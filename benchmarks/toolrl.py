@@ -326,7 +326,7 @@ def drawn(bench: Bench, found: Comparison) -> None:
     with bench.plot(
         "exact",
         "Exact match on held-out tools over sampled answers: sampled, likeliest; and the share of "
-        "groups whose answers all got the same reward (mean of ten iterations)",
+        "groups whose answers all got the same reward, by tenths of the run",
         panels=3,
     ) as (sampled, greedy, silent):
         for name in names:
@@ -337,11 +337,12 @@ def drawn(bench: Bench, found: Comparison) -> None:
                 if name in MAIN:
                     axes.fill_between(answers, rows.min(axis=0), rows.max(axis=0), alpha=0.12)
             shares = [[1 - one["groups.mixed"] for one in curve.told] for curve in found.of(name)]
-            length = min(map(len, shares)) // 10 * 10
-            if length:
-                mean = np.mean([row[:length] for row in shares], axis=0).reshape(-1, 10).mean(1)
-                places = np.linspace(0, found.budget, len(mean))
-                silent.plot(places, mean, color=line.get_color(), **thin)
+            size = max(min(map(len, shares)) // 10, 1)
+            count = min(map(len, shares)) // size
+            rows = np.array([row[: size * count] for row in shares])
+            mean = rows.reshape(len(rows), count, size).mean(axis=(0, 2))
+            places = (np.arange(count) + 0.5) * found.budget / count
+            silent.plot(places, mean, color=line.get_color(), **thin)
         sampled.set(ylabel="sampled exact match", xlabel="answers", ylim=(0, 1))
         greedy.set(ylabel="greedy exact match", xlabel="answers", ylim=(0, 1))
         silent.set(ylabel="zero-variance groups", xlabel="answers", ylim=(0, 1))
