@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 from worlds import Walk
 
-from shoal.core.errors import ConfigError, InputError
+from shoal.core.errors import ConfigError, InputError, ModelError
+from shoal.models.adapters.peft import load_peft
 from shoal.training.checkpoints import restore, save
 from shoal.training.config import RunConfig, parse_run
 from shoal.training.engine_sampler import EngineSampler
-from shoal.training.export import unfused
+from shoal.training.export import export_adapter, unfused
 from shoal.training.forward import distinct
 from shoal.training.loop import Trainer
 from shoal.training.policies import Policy, adapted, word_policy
@@ -147,6 +148,17 @@ def test_what_is_exported_has_the_adapter_in_it() -> None:
     q = found["model.layers.1.self_attn.q_proj.weight"]
     base = policy.decoder.weights["layers.1.qkv"][: len(q)]
     torch.testing.assert_close(q, base + policy.adapter.delta("layers.1.q").detach())
+
+
+def test_an_adapter_is_published_alone(tmp_path: Path) -> None:
+    policy = small_policy()
+    assert policy.adapter is not None
+    export_adapter(policy, tmp_path)
+    again = load_peft(tmp_path, policy.decoder.adapted(None))
+    for site in policy.adapter.sites:
+        torch.testing.assert_close(again.delta(site), policy.adapter.delta(site))
+    with pytest.raises(ModelError, match="no adapter to export"):
+        export_adapter(word_policy(Walk().words(), hidden=16, heads=2), tmp_path)
 
 
 def config(policy: dict[str, Any]) -> RunConfig:

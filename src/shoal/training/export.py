@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from shoal.core.errors import ModelError
+from shoal.models.adapters.peft import export_peft
 from shoal.models.export import unfuse, write_folder
 from shoal.training.policies import Policy
 
@@ -28,6 +30,17 @@ def export(policy: Policy, folder: Path) -> None:
         tokenizer=policy.tokenizer.backend.to_str(),
         chat_template=policy.chat.template if policy.chat else None,
     )
+
+
+def export_adapter(policy: Policy, folder: Path) -> None:
+    """Write a policy's adapter alone, as plain LoRA in PEFT's layout, for a server to load.
+
+    What :func:`shoal.training.remote_sampler.adapters_for` saves with. Raises :class:`ModelError`
+    for a policy without one.
+    """
+    if policy.adapter is None:
+        raise ModelError(f"All weights of {policy.name} learn: there is no adapter to export.")
+    export_peft(policy.adapter, folder, base_name=policy.name)
 
 
 def _weights(policy: Policy) -> Mapping[str, torch.Tensor]:

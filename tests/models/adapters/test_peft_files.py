@@ -93,6 +93,28 @@ def test_peft_loads_and_merges_what_is_exported(tiny: tuple[Any, Decoder], tmp_p
         torch.testing.assert_close(merged(IDS).logits[0], ours, atol=1e-4, rtol=1e-4)
 
 
+def test_gradients_are_those_of_peft(tiny: tuple[Any, Decoder], tmp_path: Path) -> None:
+    """With p = e = r and the same beginning, MoS has LoRA's gradients as PEFT computes them."""
+    peft = pytest.importorskip("peft")
+    reference, model = tiny
+    adapter = stirred(new("mos", model, e=2, r=2, p=2, l=1, targets=["v", "down"]))
+    export_peft(adapter, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(reference, str(tmp_path), is_trainable=True)
+    target = torch.randn(6, 258, generator=torch.Generator().manual_seed(1)) / 258
+    (theirs(IDS).logits[0] * target).sum().backward()
+    (logits(adapter.over(model)) * target).sum().backward()
+    found = dict(theirs.named_parameters())
+    for kind, place in (("v", "self_attn.v_proj"), ("down", "mlp.down_proj")):
+        for half in ("A", "B"):
+            dense = [
+                found[f"base_model.model.model.layers.{k}.{place}.lora_{half}.default.weight"].grad
+                for k in range(3)
+            ]
+            expected = torch.cat([g if half == "A" else g.T for g in dense])
+            ours = adapter.tensors[f"{kind}.{half}"].grad
+            torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
+
+
 def test_an_adapter_that_peft_made_is_read_with_its_patterns(
     tiny: tuple[Any, Decoder], tmp_path: Path
 ) -> None:
