@@ -28,7 +28,7 @@ from shoal.training.shared_prefix import SharedPrefix, plan
 if str(Path(__file__).parent) not in sys.path:
     sys.path.append(str(Path(__file__).parent))
 
-from prefixes.arms import apart, gradients, smollm, step, steps
+from prefixes.arms import apart, gradients, noisy, smollm, step, steps, untrained
 from prefixes.batches import Batch, Writer
 from prefixes.memory import peak
 
@@ -46,7 +46,9 @@ def run(bench: Bench) -> None:
         "Tokens are drawn at random, so no two answers are alike. Batches are named prompt + "
         "answers x length. Plain: every row by itself, padded to the longest; packed: without "
         "padding. All arms use torch's CPU attention; prefix_grouper is given the causal mask "
-        "that its padding mask lacks. Memory is the peak of a process of its own beyond weights "
+        "that its padding mask lacks; how far rounding alone reaches is shown by the plain forward "
+        "under another of torch's kernels. Gradients are compared by element, over the largest of "
+        "their tensor. Memory is the peak of a process of its own beyond weights "
         "and gradients."
     )
     policy = smollm(layers)
@@ -76,20 +78,25 @@ def headline(bench: Bench, policy: Policy, write: Writer, arms: Sequence[str]) -
     promised = bench.pick(full={768: 3.5, 256: 1.9}, smoke={256: 1.9})
     for prompt, least in promised.items():
         batch = write.group(prompt, 8, 32)
-        exact(bench, policy, batch, arms[1:])
+        exact(
+            bench, policy, batch, [*arms[1:], *bench.pick(full=["plain, other kernel"], smoke=[])]
+        )
+        shape = Batch(f"{batch.name}, random weights", batch.prompts, batch.actions)
+        exact(bench, untrained(policy), shape, ["shared"])
         gains = timed(bench, policy, batch, list(arms), rounds=bench.pick(full=3, smoke=2))
         bench.verdict(f"{batch.name}: CPU time, plain over shared", gains["shared"], at_least=least)
 
 
 def exact(bench: Bench, policy: Policy, batch: Batch, arms: Sequence[str]) -> None:
     """Loss, log-probabilities and every gradient beside the plain forward."""
-    plain_loss = step(policy, batch, "plain")
-    plain = gradients(policy)
     with torch.no_grad():
         plain_A = distinct(policy, batch.prompts, batch.actions).logp_A
+        old_A = noisy(plain_A)
         shared_A = SharedPrefix("always", check=False)(policy, batch.prompts, batch.actions).logp_A
+    plain_loss = step(policy, batch, "plain", old_A)
+    plain = gradients(policy)
     for arm in arms:
-        loss = abs(step(policy, batch, arm) - plain_loss)
+        loss = abs(step(policy, batch, arm, old_A) - plain_loss)
         gradient = apart(gradients(policy), plain)
         told = {"loss_difference": loss, "gradient_difference": gradient}
         if arm == "shared":

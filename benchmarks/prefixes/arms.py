@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prefixes.batches import Batch
 from shoal.engine.batch.prefixes import find_prefixes
 from shoal.models.decoder import Decoder
 from shoal.training.forward import Asked, Forward, Logprobs, asked, distinct, head
 from shoal.training.loss import LossOptions, Tokens, policy_loss, token_scale
-from shoal.training.policies import Policy, hub_policy
+from shoal.training.policies import Policy, hub_policy, random_weights
 from shoal.training.prefix_plan import Cost, forest
 from shoal.training.shared_prefix import Plan, SharedPrefix, run
 
@@ -44,6 +45,19 @@ def smollm(layers: int) -> Policy:
     }
     name = f"{layers} layers of {whole.name}"
     return Policy(name, Decoder(config, kept), whole.tokenizer, kept, whole.chat)
+
+
+def untrained(policy: Policy) -> Policy:
+    """The same architecture with random weights."""
+    weights = random_weights(policy.config, seed=1)
+    decoder = Decoder(policy.config, weights)
+    return Policy("random weights", decoder, policy.tokenizer, weights)
+
+
+def unfused(policy: Policy, prompts: Any, actions: Any, **_: Any) -> Logprobs:
+    """The plain forward with torch's attention in separate products: another rounding."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return distinct(policy, prompts, actions)
 
 
 def packed(policy: Policy, prompts: Any, actions: Any, **_: Any) -> Logprobs:
@@ -116,18 +130,22 @@ def installed() -> Any:
 
 FORWARDS: dict[str, Forward] = {
     "plain": distinct,
+    "plain, other kernel": unfused,
     "packed": packed,
     "shared": SharedPrefix(check=False),
     "prefix_grouper": grouper,
 }
 
 
-def step(policy: Policy, batch: Batch, arm: str) -> float:
-    """One forward and backward pass of GRPO's loss; gradients stay in the weights."""
+def step(policy: Policy, batch: Batch, arm: str, old_A: torch.Tensor | None = None) -> float:
+    """One forward and backward pass of GRPO's loss; gradients stay in the weights.
+
+    ``old_A`` are the log-probabilities before; without them the policy's own, up to noise.
+    """
     for tensor in policy.trained.values():
         tensor.grad = None
     logp_A = FORWARDS[arm](policy, batch.prompts, batch.actions).logp_A
-    loss = grpo_loss(batch, logp_A)
+    loss = grpo_loss(batch, logp_A, noisy(logp_A) if old_A is None else old_A)
     loss.backward()
     return float(loss.detach())
 
@@ -137,19 +155,21 @@ def steps(policy: Policy, batch: Batch, arms: list[str]) -> dict[str, Callable[[
     return {arm: partial(step, policy, batch, arm) for arm in arms}
 
 
-def grpo_loss(batch: Batch, logp_A: torch.Tensor) -> torch.Tensor:
-    """GRPO's clipped loss under advantages drawn by the batch's shape.
+def noisy(logp_A: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of a policy that differs a little, so that ratios are not all 1."""
+    random = torch.Generator().manual_seed(len(logp_A) + 1)
+    return logp_A.detach() + 0.05 * torch.randn(len(logp_A), generator=random)
 
-    The policy before is this one up to a little noise, so that ratios are not all 1.
-    """
+
+def grpo_loss(batch: Batch, logp_A: torch.Tensor, old_A: torch.Tensor) -> torch.Tensor:
+    """GRPO's clipped loss under advantages drawn by the batch's shape."""
     random = torch.Generator().manual_seed(len(logp_A))
     lengths_R = torch.tensor([len(action) for action in batch.actions])
     row_A = torch.repeat_interleave(torch.arange(len(lengths_R)), lengths_R)
     advantage_R = torch.randn(len(lengths_R), generator=random)
-    noise_A = 0.05 * torch.randn(len(logp_A), generator=random)
     tokens = Tokens(
         logp_A=logp_A,
-        old_A=logp_A.detach() + noise_A,
+        old_A=old_A,
         row_A=row_A,
         scale_A=token_scale(lengths_R, "token")[row_A],
         columns_CA=advantage_R[row_A][None],

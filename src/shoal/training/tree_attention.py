@@ -95,7 +95,8 @@ class _Merged(torch.autograd.Function):
         ctx: Any, q_THd: torch.Tensor, kv_T2Kd: torch.Tensor, looks: Sequence[_Look]
     ) -> torch.Tensor:
         out_THd = torch.empty_like(q_THd, memory_format=torch.contiguous_format)
-        lse_TH = torch.empty(q_THd.shape[:2], dtype=torch.float32)
+        wide = torch.promote_types(q_THd.dtype, torch.float32)
+        lse_TH = torch.empty(q_THd.shape[:2], dtype=wide)
         for look in looks:
             q, k, v = _read(q_THd, look.queries), *_read_kv(kv_T2Kd, look.keys)
             out, lse = _flash(q, k, v, 0.0, look.causal, attn_mask=_fitting(look.bias, q.dtype))
