@@ -119,18 +119,19 @@ class Bank:
                 self.drop(oldest)
                 self.counters.evicted += 1
         if not shelf.free:
-            self._grow(shelf, adapter)
+            alike = [one for one in needed if one.signature == adapter.signature]
+            self._grow(shelf, adapter, sum(one not in shelf.slots for one in alike))
         return shelf.free.pop(0)
 
-    def _grow(self, shelf: _Shelf, adapter: Adapter) -> None:
-        """More slots: twice as many, as far as the limit allows."""
+    def _grow(self, shelf: _Shelf, adapter: Adapter, missing: int) -> None:
+        """More slots: as many as are missing, and up to twice as many as the limit allows."""
         shelf.slot_bytes = 4 * sum(
             adapter.rank(site.name) * (site.inputs + site.outputs)
             for site in adapter.sites.values()
         )
         old = len(shelf.slots)
         spare = (self.limit_bytes - self.nbytes) // shelf.slot_bytes
-        more = max(1, min(max(old, 4), spare))
+        more = max(missing, min(max(old, 4), spare))
         for names in self._host.matrices(adapter.sites):
             ranks = [adapter.rank(name) for name in names]
             outputs = [adapter.sites[name].outputs for name in names]
