@@ -34,7 +34,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     path = tmp_path / "tools" / "aws-0000000000000000.sqlite"
     catalogue.write(specs, path).close()
     monkeypatch.setattr(sources, "load", lambda *given: Catalogue([path]))
-    monkeypatch.setattr(office, "catalogue", lambda: (Catalogue([path]), lambda query, k: []))
+    monkeypatch.setattr(office, "catalogue", lambda given: (Catalogue([path]), lambda query, k: []))
     yield
     office.close()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shoal.agents import load_team, run
+from shoal.core.errors import ConfigError
 from shoal.core.protocols import Completion, EngineInfo, OnDelta, Prompt, Request, Score
 from shoal.core.records import ToolCall, Usage
 from shoal.engine.scripted import ScriptedEngine
@@ -21,6 +22,9 @@ from shoal.tools.retrieval.index import ToolIndex
 
 pytest.importorskip("moto")
 
+SERVICES = ("sqs", "sns", "s3", "iam", "dynamodb", "lambda", "logs", "events", "ssm", "kms")
+"""As the example has them."""
+
 TEAM = Path(__file__).parents[2] / "examples" / "cloud-team.toml"
 
 
@@ -30,7 +34,7 @@ def place() -> Iterator[None]:
     index = ToolIndex()
     index.add(shelf)
     made = open_office(shelf, lambda query, k: [one.name for one in index.search(query, k)])
-    office._open.append(made)
+    office._open[SERVICES] = made
     yield
     office.close()
 
@@ -102,6 +106,11 @@ async def test_a_model_that_calls_tools_makes_one_too() -> None:
     assert answers["2"].startswith("There is no tool 'no_such_tool'")
     assert "no JSON" in answers["3"]
     assert "QueueUrl" in answers["4"]
+
+
+def test_a_service_there_is_not_is_named() -> None:
+    with pytest.raises(ConfigError, match="no service 'sqz'"):
+        office.catalogue(("sqs", "sqz"))
 
 
 async def test_what_destroys_is_refused_and_the_report_says_that_nothing_changed() -> None:

@@ -36,6 +36,7 @@ ENDS = {
     "score_calls.py": "4 answers scored.",
     "share_prompts.py": "of their largest element.",
     "settle.py": "settlements are in the log",
+    "cloud-team.toml": "What changed in the cloud",
     "newsroom.toml": "Everything is in",
     "taxi.toml": "30/30",
     "tool_calls.toml": "30/30",

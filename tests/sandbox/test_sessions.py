@@ -104,6 +104,12 @@ def test_tools_run_outside_and_only_as_permitted(session: Session) -> None:
     assert made == ["a", "!"]
 
 
+def test_two_tools_cannot_have_one_name_in_a_sandbox(session: Session) -> None:
+    tools = [Callback(ToolSpec(name, ""), lambda: 1) for name in ("a.b", "a_b")]
+    with pytest.raises(ConfigError, match="both called 'a_b'"):
+        session.run("1", tools)
+
+
 def test_a_permission_sees_the_arguments(best: Session) -> None:
     tool = Callback(ToolSpec("read", "Reads."), lambda name: name)
     outcome = best.run(

@@ -14,7 +14,7 @@ from typing import Any
 
 from shoal.core.errors import InputError
 from shoal.sandbox.outcome import Outcome, Status
-from shoal.sandbox.policy import Callback, Permit, Policy, reads_only
+from shoal.sandbox.policy import Callback, Permit, Policy, by_alias, reads_only
 from shoal.sandbox.process import SessionOver
 
 NAME = "monty"
@@ -63,7 +63,7 @@ class InterpretedSession:
         began = time.monotonic()
         self._calls = self._refused = 0
         printed = CollectString(max_bytes=self.policy.output_bytes)
-        outside = {tool.alias: self._served(tool, permit) for tool in tools}
+        outside = {alias: self._served(tool, permit) for alias, tool in by_alias(tools).items()}
         status: Status = "ok"
         value, error, line = None, "", None
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -89,3 +89,17 @@ class Callback:
     def alias(self) -> str:
         """Its name as an identifier."""
         return "".join(c if c.isidentifier() or c.isdigit() else "_" for c in self.spec.name)
+
+
+def by_alias(tools: Sequence[Callback]) -> dict[str, Callback]:
+    """Tools by their names in the sandbox; raises :class:`ConfigError` where two have the same."""
+    named: dict[str, Callback] = {}
+    for tool in tools:
+        if tool.alias in named:
+            other = named[tool.alias].spec.name
+            raise ConfigError(
+                f"The tools {other!r} and {tool.spec.name!r} are both called {tool.alias!r} in a "
+                "sandbox: rename one."
+            )
+        named[tool.alias] = tool
+    return named

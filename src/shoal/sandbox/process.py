@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from shoal.core.errors import InputError, ShoalError
 from shoal.sandbox.outcome import Outcome, Status
-from shoal.sandbox.policy import Callback, Permit, Policy, reads_only
+from shoal.sandbox.policy import Callback, Permit, Policy, by_alias, reads_only
 from shoal.sandbox.watch import load_of
 
 TICK = 0.05
@@ -91,11 +91,12 @@ class ProcessSession:
         """See :meth:`shoal.sandbox.Session.run`."""
         self._check_open()
         began = time.monotonic()
+        aliases = by_alias(tools)
         named = {tool.spec.name: tool for tool in tools}
         message = {
             "kind": "run",
             "code": code,
-            "tools": {tool.alias: tool.spec.name for tool in tools},
+            "tools": {alias: tool.spec.name for alias, tool in aliases.items()},
             "most": self.policy.message_bytes - 1024,
         }
         self._printed.clear()

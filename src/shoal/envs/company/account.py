@@ -106,6 +106,7 @@ class Account:
         self.made: list[Called] = []
         self._sent = 0
         self._clients: dict[str, Any] = {}
+        self._session: Any = None
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
@@ -218,9 +219,8 @@ class Account:
 
         with self._lock:
             if service not in self._clients:
-                if "" not in self._clients:
-                    self._clients[""] = _Sessions(Session())
-                self._clients[service] = self._clients[""].session.create_client(
+                self._session = self._session or Session()
+                self._clients[service] = self._session.create_client(
                     service,
                     region_name=REGION,
                     endpoint_url=self.url,
@@ -274,16 +274,6 @@ class Account:
             httpx.post(f"{self.url}{path}", timeout=60).raise_for_status()
         except httpx.HTTPError as error:
             raise CloudDown(f"The local cloud does not answer: {error}.") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Sessions:
-    """A session among the clients, so that it is closed over once."""
-
-    session: Any
-
-    def close(self) -> None:
-        """It holds nothing open."""
 
 
 def _plain(value: Any) -> Any:

@@ -6,15 +6,17 @@ import atexit
 import threading
 from dataclasses import dataclass
 
+from shoal.core.errors import ConfigError
 from shoal.envs.company.account import Account
 from shoal.envs.company.cloud import Cloud
 from shoal.envs.company.seed import seed_calls
 from shoal.envs.company.served import Offered
 from shoal.tools.gateway.gateway import Find, Gateway
-from shoal.tools.gateway.shelf import Tools
+from shoal.tools.gateway.shelf import Shelf, Tools
+from shoal.tools.importers.botocore import from_botocore
 
 _lock = threading.Lock()
-_open: list[Office] = []
+_open: dict[tuple[str, ...], Office] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +34,44 @@ def open_office(tools: Tools, find: Find) -> Office:
     return Office(account, Gateway(Offered(tools), find, {"aws": Cloud(account)}))
 
 
-def office() -> Office:
-    """This process's own office, opened when it is first asked for and closed at exit."""
+def office(services: tuple[str, ...] = ()) -> Office:
+    """This process's own office, opened when it is first asked for and closed at exit.
+
+    services  whose tools there are; all of AWS where left out
+    """
     with _lock:
-        if not _open:
-            tools, find = catalogue()
-            _open.append(open_office(tools, find))
+        if services not in _open:
+            _open[services] = open_office(*catalogue(services))
             atexit.register(close)
-        return _open[0]
+        return _open[services]
 
 
 def close() -> None:
-    """Close this process's office, if it is open."""
+    """Close this process's offices, if any is open."""
     with _lock:
         while _open:
-            _open.pop().account.close()
+            _open.popitem()[1].account.close()
 
 
-def catalogue(*, dense: bool = False) -> tuple[Tools, Find]:
-    """The AWS catalogue and a search in it; by words alone, or by meaning, too."""
+def catalogue(services: tuple[str, ...] = ()) -> tuple[Tools, Find]:
+    """The AWS catalogue, or that of some services, and a search in it by words and meaning.
+
+    Raises :class:`ConfigError` for a service there is not.
+    """
     from shoal.models.embedding import Kept, open_embedder
     from shoal.tools import sources
+    from shoal.tools.retrieval.index import ToolIndex
     from shoal.tools.retrieval.kept import open_index
 
-    tools = sources.load("aws")
-    index = open_index(tools, embedder=Kept(open_embedder("wordllama")) if dense else None)
-    return tools, lambda query, k: [found.name for found in index.search(query, k)]
+    embedder = Kept(open_embedder("wordllama"))
+    if services:
+        tools: Tools = Shelf(from_botocore(sources.botocore_data(), services=services))
+        found = {name.split(".")[1] for name in tools.names}
+        if missing := sorted(set(services) - found):
+            raise ConfigError(f"AWS has no service {missing[0]!r}.")
+        index = ToolIndex(embedder=embedder)
+        index.add(tools[name] for name in tools.names)
+    else:
+        whole = sources.load("aws")
+        tools, index = whole, open_index(whole, embedder=embedder)
+    return tools, lambda query, k: [one.name for one in index.search(query, k)]

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from shoal.agents.rules import Names
 from shoal.agents.strategies import Session, Strategy
 from shoal.core.errors import BudgetExhausted
 from shoal.core.protocols import Completion
@@ -37,14 +38,16 @@ def cloud(
     most: Annotated[int, Field(ge=1, le=50)] = 8,
     k: Annotated[int, Field(ge=1, le=20)] = 5,
     destroy: bool = False,
+    services: Names = (),
 ) -> Strategy:
     """Work on the task in the local cloud with up to ``most`` calls.
 
-    ``k`` tools are shown for a search; ``destroy`` approves calls that destroy something.
+    ``k`` tools are shown for a search; ``destroy`` approves calls that destroy something;
+    ``services`` are those whose tools there are, by default all of AWS.
     """
 
     async def strategy(session: Session) -> Completion:
-        place = await asyncio.to_thread(office)
+        place = await asyncio.to_thread(office, services)
         before = await asyncio.to_thread(place.account.state)
         access = Access(approve=(lambda spec, arguments: True) if destroy else None, served=True)
         gateway = place.gateway.session(access)
