@@ -89,6 +89,7 @@ SYSTEMS: tuple[System, ...] = (
         "Prefix Grouper: Efficient GRPO Training through Shared-Prefix Forward",
         "2506.05433",
         "training",
+        "partial",
     ),
     System(
         "mcpcompany",
