@@ -1,6 +1,6 @@
 """Learn from several answers to one long prompt, and read the prompt once.
 
-    python examples/share_prompts.py [--model NAME] [--answers 6]
+    python examples/share_prompts.py [--model NAME] [--answers 4]
 
 An adapter of a small model gets a gradient from answers to one text: once with the text computed
 for every answer, once with it computed for all. The gradients are the same.
@@ -41,7 +41,7 @@ def gradient(policy: Policy, forward: Forward, prompt: list[int], answers: list[
 
 def main(model: str, count: int) -> None:
     policy = adapted(hub_policy(model, learns=False), "lora", {"rank": 8})
-    prompt = policy.tokenizer.encode(TEXT.read_text(encoding="utf-8")[:900])
+    prompt = policy.tokenizer.encode(TEXT.read_text(encoding="utf-8")[:700])
     answers = [policy.tokenizer.encode(answer) for answer in ANSWERS[:count]]
     kept = []
     sharing = SharedPrefix()
@@ -66,6 +66,6 @@ def main(model: str, count: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Gradients of answers to one prompt.")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--answers", type=int, default=6, choices=range(2, 7))
+    parser.add_argument("--answers", type=int, default=4, choices=range(2, 7))
     options = parser.parse_args()
     main(options.model, options.answers)
