@@ -166,8 +166,8 @@ def declining(bench: Bench, policy: Policy, write: Writer) -> None:
     words = Writer(bench.seed_of("words"), 60)
     batches = [
         (policy, write.group(16, bench.pick(full=8, smoke=2), 256), bench.pick(full=4, smoke=2)),
-        (small, words.groups(64, 40, 4, 3), bench.pick(full=20, smoke=3)),
-        (small, words.groups(256, 24, 1, 3), bench.pick(full=20, smoke=3)),
+        (small, words.groups(64, 40, 4, 3), bench.pick(full=20, smoke=10)),
+        (small, words.groups(256, 24, 1, 3), bench.pick(full=20, smoke=10)),
     ]
     for model, batch, rounds in batches:
         found = plan(

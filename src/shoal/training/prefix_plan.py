@@ -239,7 +239,7 @@ def in_order(inputs: Inputs) -> Ints:
     empty = np.array([at for at, tokens in enumerate(inputs) if not len(tokens)], dtype=np.int64)
     if not len(places):
         return empty
-    tree = find_prefixes([np.asarray(inputs[at]) for at in places])
+    tree = find_prefixes([inputs[at] for at in places])
     return np.concatenate((places[tree.order_P], empty))
 
 
@@ -249,6 +249,6 @@ def subtrees(inputs: Inputs, *, rows: int) -> list[Ints]:
     whole = sum(1 for tokens in inputs if len(tokens))
     parts = []
     if whole:
-        tree = find_prefixes([np.asarray(inputs[at]) for at in order[:whole]])
+        tree = find_prefixes([inputs[at] for at in order[:whole]])
         parts = [order[part] for part in cut(tree, rows=rows)]
     return parts + [order[at : at + rows] for at in range(whole, len(order), rows)]

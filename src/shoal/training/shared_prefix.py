@@ -86,7 +86,7 @@ def plan(
 
     What these cost does not change, so it makes the gain smaller.
     """
-    tree = find_prefixes([np.asarray(tokens) for tokens in inputs])
+    tree = find_prefixes(inputs)
     alone = tree.logical_tokens
 
     def declined(why: str, gain: float) -> Plan:
@@ -117,7 +117,7 @@ def _parts(inputs: Sequence[Tokens], tree: Prefixes, cost: Cost) -> list[tuple[I
     parts = []
     for places in filled(tree, tokens=CHUNK):
         own = [inputs[place] for place in places]
-        parts.append((places, forest(own, find_prefixes([np.asarray(one) for one in own]), cost)))
+        parts.append((places, forest(own, find_prefixes(own), cost)))
     return parts
 
 
@@ -302,7 +302,7 @@ def self_check(
 
 def _sharers(what: Asked) -> Ints:
     """Some inputs, neighbours in the tree, around the pair that shares most."""
-    tree = find_prefixes([np.asarray(tokens) for tokens in what.inputs])
+    tree = find_prefixes(what.inputs)
     most = int(common(tree).argmax())
     first = max(0, min(most - 1, len(tree.order_P) - CHECKED))
     return tree.order_P[first : first + CHECKED]
