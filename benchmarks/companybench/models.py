@@ -10,6 +10,7 @@ import numpy as np
 
 from companybench import company
 from shoal.core.claims import Bench as Claim
+from shoal.core.errors import EngineError
 from shoal.core.protocols import Grammar, Request, Sampling, Segment
 from shoal.core.records import ToolSpec
 from shoal.core.stats import mean_interval, wilson_interval
@@ -108,8 +109,11 @@ async def _with_tools(
     chooser = Chooser(engine)
     text = asked(task)
     bill.finds += 1
-    spec = await chooser.tool(text, specs) if len(specs) > 1 else specs[0]
-    arguments = await chooser.arguments(text, spec)
+    try:
+        spec = await chooser.tool(text, specs) if len(specs) > 1 else specs[0]
+        arguments = await chooser.arguments(text, spec)
+    except EngineError as error:  # a schema that no grammar can hold, or that does not fit
+        return str(error)
     bill.tokens_in += chooser.scored + chooser.usage.prompt_tokens
     bill.tokens_out += chooser.usage.decoded_tokens
     bill.calls += 1
@@ -132,7 +136,10 @@ async def _with_pages(
         f"{service}, as JSON: "
     )
     request = Request((Segment(prompt),), Sampling(max_tokens=160), Grammar("json_schema", REQUEST))
-    (completion,) = await engine.generate([request])
+    try:
+        (completion,) = await engine.generate([request])
+    except EngineError as error:
+        return str(error)
     bill.tokens_in += completion.usage.prompt_tokens
     bill.tokens_out += completion.usage.decoded_tokens
     bill.finds, bill.calls = 1, 1

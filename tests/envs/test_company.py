@@ -154,10 +154,15 @@ def test_a_task_is_false_before_its_calls_and_true_after_them(account: Account, 
 
 
 @pytest.mark.slow
-def test_every_task_is_verified(account: Account) -> None:
+async def test_every_task_is_verified_and_can_be_done_over_http_too(account: Account) -> None:
+    shelf = Shelf(from_botocore(sources.botocore_data()))
+    pages = web.Pages(shelf)
+    bench = Bench(account, Gateway(Offered(shelf), lambda query, k: [], {"aws": Cloud(account)}))
     for task in load_tasks():
         if task.kind != "impossible":
             assert verified(task, account, seed_calls()) is None, task.name
+            solved = await bench.by(task, lambda one, bill: web.scripted(account, pages, one, bill))
+            assert solved.done, (task.name, solved.why)
 
 
 async def test_a_service_that_is_down_is_a_typed_fault_and_then_works_again(

@@ -92,14 +92,18 @@ def _confined(policy: Policy) -> list[str]:
     before: Sequence[str] = ()
     drop = shutil.which("setpriv") if os.geteuid() == 0 else None
     if drop is not None:
-        package = str(Path(program).parent.parent.parent)  # its libraries lie beside it
+        own: tuple[str, ...] = ()
+        stage = program
+        if not Path(program).is_relative_to("/usr"):  # packaged: its libraries lie beside it
+            package = Path(program).parents[2]
+            own = ("--ro-bind", str(package), f"{STAGE}/bwrap")
+            stage = f"{STAGE}/bwrap/{Path(program).relative_to(package)}"
         before = (
             program, "--dev-bind", "/", "/", "--tmpfs", STAGE,
-            "--ro-bind", base, f"{STAGE}/python", "--ro-bind", package, f"{STAGE}/bwrap", "--",
+            "--ro-bind", base, f"{STAGE}/python", *own, "--",
             drop, "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--",
         )  # fmt: skip
-        base = f"{STAGE}/python"
-        program = f"{STAGE}/bwrap/{Path(program).relative_to(package)}"
+        base, program = f"{STAGE}/python", stage
     home = ("--ro-bind", base, "/python") if _own_home() else ()
     return [
         *before, program, "--unshare-all", "--unshare-user", "--disable-userns",
