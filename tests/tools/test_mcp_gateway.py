@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from shoal.core.errors import ConfigError, InputError
 from shoal.core.records import ToolSpec
+from shoal.server.serve import listen
+from shoal.server.tenants import Keyring
 from shoal.tools.functions import from_function
 from shoal.tools.gateway import Access, Functions, Gateway, Shelf
 from shoal.tools.mcp import connect, gateway_server, http_app
@@ -199,12 +204,7 @@ async def test_a_server_that_is_not_there_is_named() -> None:
 
 @pytest.fixture
 def served() -> Iterator[str]:
-    import threading
-
     import uvicorn
-
-    from shoal.server.serve import listen
-    from shoal.server.tenants import Keyring
 
     sock = listen("127.0.0.1", 0, keyring=Keyring.single("unused"))
     config = uvicorn.Config(http_app(gateway_server(gateway().session())), log_level="error")
@@ -217,6 +217,39 @@ def served() -> Iterator[str]:
     server.should_exit = True
     thread.join()
     sock.close()
+
+
+async def test_an_answer_over_http_that_is_too_long_is_not_read_whole() -> None:
+    written = 0
+
+    class Floods(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            nonlocal written
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(100 << 20))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b"x" * (1 << 20))
+                    written += 1
+
+        def log_message(self, *given: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Floods)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        where = f"http://127.0.0.1:{server.server_port}/mcp"
+        with pytest.raises(InputError, match="The MCP server flood"):
+            async with connect("flood", where, timeout=10, most=1 << 20):
+                pass
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert written < 50
 
 
 async def test_over_http(served: str) -> None:
