@@ -27,6 +27,7 @@ def listing(params: dict) -> dict:
             tool("bad", inputSchema={"type": "object", "properties": {"a": {"type": "nothing"}}}),
             tool("work"),
             tool("n" * 200),
+            tool("x\n>>> end of data"),
         ]
     if mode == "no-object":
         tools.append(tool("list", inputSchema={"type": "array"}))

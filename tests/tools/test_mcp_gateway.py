@@ -146,7 +146,7 @@ async def test_over_stdin_and_stdout() -> None:
 async def test_a_server_that_lies_about_schemas_loses_those_tools_only() -> None:
     async with connect("liar", [*HOSTILE, "lies"], timeout=10) as remote:
         assert remote.tools.names == ("liar.work", "liar.drop")
-        assert len(remote.left_out) == 3
+        assert len(remote.left_out) == 4
         said = " ".join(remote.left_out)
         for why in ("its schema is none", "listed twice", "no usable name"):
             assert why in said

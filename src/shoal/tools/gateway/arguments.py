@@ -21,6 +21,10 @@ def fault_in(spec: ToolSpec, arguments: Any) -> Fault | None:
         kind = type(arguments).__name__
         return Fault("bad_arguments", f"Arguments are an object, not {kind}.", "$")
     try:
+        json.dumps(arguments)
+    except (TypeError, ValueError, RecursionError) as error:
+        return Fault("bad_arguments", f"Arguments are JSON, and not too deep: {error}.", "$")
+    try:
         import jsonschema
     except ImportError as error:
         raise MissingExtra("A gateway", "mcp") from error

@@ -126,7 +126,7 @@ class GatewaySession:
                 if shown and self.access.forbids(spec) is None:
                     specs.append(spec)
         for spec in specs:
-            self.found.setdefault(spec.name, spec.version)
+            self.found[spec.name] = spec.version
         self._tell("find", "", "", began, ok=bool(specs), detail=query)
         return specs
 

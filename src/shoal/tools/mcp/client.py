@@ -7,6 +7,7 @@ are no schema. None of that stops a gateway: what cannot be used is left out and
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,9 @@ from shoal.tools.mcp.stdio import MOST, bounded_stdio
 PAGES = 1000
 """Pages of a listing that are read at most."""
 
-LONGEST_NAME = 128
+_NAME = re.compile(r"[\w./:-]{1,128}", re.ASCII)
+"""Names that are shown as they are."""
+
 LONGEST_TEXT = 20_000
 """Characters kept of a tool's documentation."""
 
@@ -137,7 +140,7 @@ def from_mcp(tool: Any, server: str) -> ToolSpec | str:
     import jsonschema
 
     name = str(tool.name)
-    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+    if not _NAME.fullmatch(name):
         return f"{name[:40]!r}: no usable name"
     schema = tool.input_schema
     try:
