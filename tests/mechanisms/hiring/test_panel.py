@@ -100,6 +100,9 @@ async def test_everybody_is_asked_in_every_way_and_guesses_are_drawn() -> None:
     assert (seen.tokens[:, :, 1] == 1).all()
     assert not seen.tokens[:, :, 0].any()
     assert 20 < seen.signals[:, :, 0].sum() < 60
+    case = estimated(seen, [1] * 30 + [0] * 10, EYE, price=0.001)
+    idle = case.P[0, 0]  # 40 draws may look as if they knew something
+    assert idle == pytest.approx(np.broadcast_to(idle.mean(axis=(1, 2), keepdims=True), (2, 2, 2)))
     again = await look(workers(ScriptedEngine("yes")), [f"question {k}" for k in range(40)])
     assert (seen.signals == again.signals).all()
 

@@ -27,7 +27,9 @@ from shoal.mechanisms.hiring.problem import (
     AcquisitionProblem,
     Contract,
     Floats,
+    Silence,
     best_policy,
+    erase,
     problem,
     talkative,
 )
@@ -60,10 +62,14 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """What every worker said at every effort: signals and tokens generated, [N, n, b] each."""
+    """What every worker said at every effort: signals and tokens generated, [N, n, b] each.
+
+    ``silence`` says which efforts are no work: their signals are draws that say nothing.
+    """
 
     signals: Ints
     tokens: Ints
+    silence: Silence = ()
 
 
 async def look(
@@ -96,7 +102,8 @@ async def look(
             tokens[k, i, b] = one.tokens
 
     await asyncio.gather(*(fill(i, b) for i in range(shape[1]) for b in range(shape[2])))
-    return Seen(said, tokens)
+    idle = tuple(tuple(way.ask is None for way in worker.ways) for worker in workers)
+    return Seen(said, tokens, idle)
 
 
 def estimated(
@@ -112,7 +119,8 @@ def estimated(
     """The hiring problem that items of known state describe.
 
     Every combination of efforts was seen on every item, so its joint law is a count; ``pseudo``
-    observations of each outcome (Jeffreys' prior at 0.5) keep what was not seen possible. An effort
+    observations of each outcome (Jeffreys' prior at 0.5) keep what was not seen possible. Where an
+    effort is no work its signals are known to say nothing, whatever a few draws look like. An effort
     costs ``price`` (in units of utility) for each token it took on average.
     """
     N, n, b = seen.signals.shape
@@ -123,6 +131,8 @@ def estimated(
         said = tuple(seen.signals[:, i, effort] for i, effort in enumerate(efforts))
         np.add.at(P[efforts], (np.asarray(states), *said), 1)
     P /= P[(0,) * n].sum()
+    if seen.silence:
+        P = erase(P, seen.silence)
     costs = price * seen.tokens.mean(axis=0)
     return problem(P, list(costs), utility, cap)
 
