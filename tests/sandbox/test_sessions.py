@@ -104,6 +104,29 @@ def test_tools_run_outside_and_only_as_permitted(session: Session) -> None:
     assert made == ["a", "!"]
 
 
+@pytest.mark.parametrize(
+    ("forged", "status"),
+    [
+        ('{"kind": "raised"}', "error"),
+        ('{"kind": "raised", "line": "x", "error": [1]}', "error"),
+        ('{"kind": "done"}', "ok"),
+        ('{"kind": ["done"]}', "protocol"),
+        ('["done"]', "protocol"),
+        ("1" * 5000, "protocol"),
+        ("[" * 200_000, "protocol"),
+        ('{"kind": "call", "name": ["a"], "arguments": 3}', "ok"),
+    ],
+)
+def test_whatever_a_worker_says_the_host_goes_on(forged: str, status: str) -> None:
+    session = Sandbox.open(Policy(wall_seconds=5))
+    outcome = session.run(
+        f"import os\nfor fd in range(3, 20):\n    try:\n        os.write(fd, {forged!r}.encode() + "
+        "b'\\n')\n    except OSError:\n        pass"
+    )
+    assert outcome.status == status
+    session.close()
+
+
 def test_two_tools_cannot_have_one_name_in_a_sandbox(session: Session) -> None:
     tools = [Callback(ToolSpec(name, ""), lambda: 1) for name in ("a.b", "a_b")]
     with pytest.raises(ConfigError, match="both called 'a_b'"):

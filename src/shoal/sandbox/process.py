@@ -108,7 +108,7 @@ class ProcessSession:
             value = said.get("value")
             if said["kind"] == "raised":
                 status, error = "error", str(said.get("error", ""))
-                line = said["line"] if isinstance(said.get("line"), int) else None
+                line = where if isinstance(where := said.get("line"), int) else None
         except _Ended as ended:
             status, error = ended.status, str(ended)
             self._end(error)
