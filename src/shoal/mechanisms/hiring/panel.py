@@ -120,8 +120,8 @@ def estimated(
 
     Every combination of efforts was seen on every item, so its joint law is a count; ``pseudo``
     observations of each outcome (Jeffreys' prior at 0.5) keep what was not seen possible. Where an
-    effort is no work its signals are known to say nothing, whatever a few draws look like. An effort
-    costs ``price`` (in units of utility) for each token it took on average.
+    effort is no work its signals are known to say nothing, whatever a few draws look like. An
+    effort costs ``price`` (in units of utility) for each token it took on average.
     """
     N, n, b = seen.signals.shape
     if len(states) != N:
