@@ -156,6 +156,14 @@ async def test_a_permission_by_name_holds_for_finding_and_calling() -> None:
     assert reply.fault.kind == "not_permitted"
 
 
+def test_a_permitted_tool_is_found_behind_hundreds_that_are_not() -> None:
+    tools = Shelf(ToolSpec(f"other.tool{number}", "") for number in range(500))
+    tools.add(ToolSpec("shop.last", ""))
+    gateway = Gateway(tools, lambda query, k: tools.names[:k], {})
+    found = gateway.session(Access(tools=("shop.*",))).find("anything")
+    assert [spec.name for spec in found] == ["shop.last"]
+
+
 async def test_what_destroys_needs_somebody_to_approve_it() -> None:
     shop = Shop()
     session = opened(shop, any_name=True)

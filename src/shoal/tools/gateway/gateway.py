@@ -36,8 +36,9 @@ Find = Callable[[str, int], Sequence[str]]
 ABOUT = 400
 """Characters of a tool's documentation that finding shows."""
 
-WIDER = 4
-"""Finding asks for so many times as many as it shows, as some may not be permitted."""
+WIDER = (4, 40, 400)
+"""Finding asks for so many times as many as it shows, one after the other, until enough of them are
+permitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +120,28 @@ class GatewaySession:
             raise ConfigError(f"k is {k}, but finding shows at least 1 tool.")
         began = time.perf_counter()
         specs: list[ToolSpec] = []
-        for name in self.gateway.find(query, k * WIDER):
-            if name in self.gateway.tools and len(specs) < k:
-                spec = self.gateway.tools[name]
-                shown = spec.served or not self.access.served
-                if shown and self.access.forbids(spec) is None:
-                    specs.append(spec)
+        for width in WIDER:
+            names = self.gateway.find(query, k * width)
+            specs = self._permitted(names, k)
+            if len(specs) == k or len(names) < k * width:
+                break
         for spec in specs:
             self.found[spec.name] = spec.version
         self._tell("find", "", "", began, ok=bool(specs), detail=query)
+        return specs
+
+    def _permitted(self, names: Sequence[str], k: int) -> list[ToolSpec]:
+        """The first ``k`` of these tools that this agent may call."""
+        specs: list[ToolSpec] = []
+        for name in names:
+            if len(specs) == k:
+                break
+            if name not in self.gateway.tools:
+                continue
+            spec = self.gateway.tools[name]
+            shown = spec.served or not self.access.served
+            if shown and self.access.forbids(spec) is None:
+                specs.append(spec)
         return specs
 
     def describe(self, name: str) -> ToolSpec:
