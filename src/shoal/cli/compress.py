@@ -17,7 +17,7 @@ def compress(
     remove: float = typer.Option(0.1, help="Share of blocks not to execute any more."),
     fold: float = typer.Option(0.0, help="Share of blocks to execute with a neighbour's weights."),
     cure: int = typer.Option(0, min=0, help="Tokens to learn from afterwards; 0 leaves it out."),
-    rank: str = typer.Option("gates", help="Choose what is removed by gates or by loss."),
+    rank: str = typer.Option("loss", help="Choose what is removed by measured loss or by gates."),
     text: list[Path] = typer.Option(
         [], help="Files or folders to fit to; Python's language reference where none is given."
     ),

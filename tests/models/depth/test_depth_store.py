@@ -26,7 +26,7 @@ from shoal.models.loading import Model, load
 
 PLAN = DepthPlan.whole(6).without([3]).merged(1, 1)
 OPTIONS = CompressOptions(
-    remove=1 / 6, fold=1 / 6, cure_tokens=48 * 8, gates=GateOptions(steps=12, batch=4)
+    remove=1 / 6, fold=1 / 6, cure_tokens=48 * 8, rank="gates", gates=GateOptions(steps=12, batch=4)
 )
 
 

@@ -54,14 +54,15 @@ class CompressOptions:
     remove, fold  shares of all blocks, in [0, 1): not executed any more; executed with the weights
                   of a neighbour
     cure_tokens   tokens of the cure; 0 leaves it out
-    rank          what decides which blocks are removed: gates, or losses that are measured
+    rank          what decides which blocks are removed: losses that are measured, which lost least
+                  in the claim, or gates, as published
     trial_rows    rows on which blocks and pairs are tried and perplexity is measured, at most
     """
 
     remove: float = 0.1
     fold: float = 0.0
     cure_tokens: int = 0
-    rank: Rank = "gates"
+    rank: Rank = "loss"
     gates: GateOptions = field(default_factory=GateOptions)
     trial_rows: int = 8
     seed: int = 0
