@@ -2,8 +2,8 @@
 
 "Everyone Contributes!" (arXiv 2508.02076): in each episode the agents answer one task in order,
 with settings their policies draw; when all have spoken each is rewarded by R_i, and each policy
-learns by PPO on what is a bandit to it. Models stay frozen, and answers are generated once for the same
-task, history and settings, so later epochs cost little.
+learns by PPO on what is a bandit to it. Models stay frozen, and answers are generated once for the
+same task, history and settings, so later epochs cost little.
 
 Departures: a task's generation seed is its place, the same in each epoch, so that equal settings
 give equal answers; an episode whose score is none, or in which an agent failed, is left out.
