@@ -151,7 +151,7 @@ SYSTEMS: tuple[System, ...] = (
         "Bases",
         "2410.14594",
         "tools",
-        "partial",
+        "works",
     ),
     System(
         "oasis",
