@@ -32,10 +32,10 @@ class Sampling:
 
     ``temperature`` 0 is greedy. Penalties act on logits before temperature, truncation
     (``top_k``, ``top_p``, ``min_p``) after it. ``repetition_penalty`` divides what prompt or
-    answer hold, ``presence_penalty`` is taken off what the answer holds. ``logprobs`` asks for that many alternatives per
-    token (0: the chosen token only; None: nothing); they are taken after temperature and before
-    truncation. Draws depend on the seed and the place in the answer alone, never on who else
-    is in the batch.
+    answer hold, ``presence_penalty`` is taken off what the answer holds. ``logprobs`` asks for
+    that many alternatives per token (0: the chosen token only; None: nothing); they are taken
+    after temperature and before truncation. Draws depend on the seed and the place in the answer
+    alone, never on who else is in the batch.
     """
 
     max_tokens: int = 128

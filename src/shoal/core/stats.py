@@ -178,7 +178,7 @@ def mcnemar_test(x: ArrayLike, y: ArrayLike) -> float:
     only_y = int((pairs[:, 0] < pairs[:, 1]).sum())
     n, least = only_x + only_y, min(only_x, only_y)
     tail = sum(math.comb(n, k) for k in range(least + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    return float(min(1.0, 2 * tail))
 
 
 def cohens_d(x: ArrayLike, y: ArrayLike) -> float:
