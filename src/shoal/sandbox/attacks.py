@@ -149,7 +149,7 @@ class Host:
         finally:
             session.close()
         seconds = time.monotonic() - began
-        reached = [*self._reached(outcome, mark), *_counted(made, outcome)]
+        reached = [*self._reached(attack, outcome, mark), *_counted(made, outcome)]
         if attack.ends and outcome.status == "ok":
             reached.append("it ended as if nothing were wrong")
         if seconds > WALL + GRACE:
@@ -170,7 +170,7 @@ class Host:
 
     # -- what is looked at afterwards ---------------------------------------------------------
 
-    def _reached(self, outcome: Outcome, mark: int) -> Iterator[str]:
+    def _reached(self, attack: Attack, outcome: Outcome, mark: int) -> Iterator[str]:
         said = f"{outcome.value} {outcome.output} {outcome.error}"
         if "ESCAPED" in said:
             yield said[said.index("ESCAPED") :].splitlines()[0][:80]
@@ -186,7 +186,7 @@ class Host:
         for server in (self.tcp, self.udp, self.abstract, self.path):
             if _called(server):
                 yield f"it reached a {'udp' if server is self.udp else server.family.name} server"
-        if self._victim is None or self._victim.poll() is not None:
+        if self._ended(patience=0.5 if "$victim" in attack.code else 0.0):
             yield "it ended another process"
         for pid in _marked(mark):
             yield f"process {pid} stayed"
@@ -209,6 +209,16 @@ class Host:
         if self._victim is None or self._victim.poll() is not None:
             self._victim = subprocess.Popen(["sleep", "600"], env={"SECRET": self.secret})
         return self._victim
+
+    def _ended(self, patience: float) -> bool:
+        """Whether the other process is gone; one that was killed takes a moment to die."""
+        if self._victim is None:
+            return True
+        try:
+            self._victim.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _bury(self) -> None:
         if self._victim is not None:
