@@ -81,7 +81,7 @@ SYSTEMS: tuple[System, ...] = (
         "Multi-Agent Collaboration Mechanisms: A Survey of LLMs",
         "2501.06322",
         "agents",
-        "partial",
+        "works",
     ),
     System(
         "prefix-grouper",
