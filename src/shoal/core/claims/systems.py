@@ -233,7 +233,7 @@ SYSTEMS: tuple[System, ...] = (
         "Strategyproof and Proportionally Fair Facility Location",
         "2111.01566",
         "mechanisms",
-        "works",
+        "partial",
     ),
     System(
         "g-memory",
