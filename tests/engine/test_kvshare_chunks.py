@@ -37,7 +37,9 @@ def test_chunks_join_to_the_text_and_keep_their_bounds(tokens: list[int]) -> Non
         assert chunk.digest == digest(held)
         assert len(chunk) <= LONGEST
         assert SPECIAL not in held or held == [SPECIAL]
-        ends_short = chunk.end == len(tokens) or SPECIAL in (held[0], tokens[chunk.end])
+        blank = held[-1] == BLANK or held[-2:] == [NEWLINE, NEWLINE] or held == [NEWLINE]
+        assert BLANK not in held[:-1]
+        ends_short = blank or chunk.end == len(tokens) or SPECIAL in (held[0], tokens[chunk.end])
         assert len(chunk) >= SHORTEST or ends_short
 
 
@@ -78,7 +80,12 @@ def test_the_mean_length_is_near_what_it_should_be() -> None:
 def test_the_same_text_is_cut_alike_behind_anything_that_ends_a_chunk() -> None:
     document = text(500)
     own = [chunk.digest for chunk in chunks(document, MARKS)]
-    for start in ([*text(5, 1), SPECIAL], [*text(40, 2), BLANK], [*text(40, 3), NEWLINE, NEWLINE]):
+    for start in (
+        [*text(5, 1), SPECIAL],
+        [*text(40, 2), BLANK],
+        [*text(5, 2), BLANK],  # a short note before a document costs nothing of the document
+        [*text(40, 3), NEWLINE, NEWLINE],
+    ):
         behind = [chunk.digest for chunk in chunks([*start, *document], MARKS)]
         assert behind[-len(own) :] == own
 

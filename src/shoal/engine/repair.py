@@ -24,13 +24,12 @@ import torch
 
 from shoal.engine.late_repair import Late
 from shoal.engine.pool import KVPool
+from shoal.engine.scattered import Scattered
 from shoal.engine.tree import Node
 from shoal.models.decoder import Decoder
 
 Kind = Literal["none", "random", "first", "deviation", "values", "attention", "dhd"]
 KINDS: tuple[Kind, ...] = ("none", "random", "first", "deviation", "values", "attention", "dhd")
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Repaired:
     states_AD     final hidden states; rows of moved tokens that were left alone are not a number
     selected      places (among A) of moved tokens that were computed again
     deviation_A   of values at the check layer (0 for new tokens)
-    attention_A   mean attention of the new tokens at the check layer
+    attention_A   mean attention of the new tokens at the check layer; 0 where no rule asks for it
     rows          rows that went through the first layer
     check_layer   where deviation and attention were taken
     """
@@ -86,19 +85,18 @@ class _Attend:
     beginning: int  # tokens of the exact beginning; rows count from its end
     check_layer: int
     new_A: torch.Tensor
+    wants_attention: bool
     rows: torch.Tensor = field(init=False)
     deviation_A: torch.Tensor = field(init=False)
     key_deviation_A: torch.Tensor = field(init=False)
     attention_A: torch.Tensor = field(init=False)
-    _bias: torch.Tensor = field(init=False)
+    _attention: Scattered = field(init=False)
 
     def see(self, rows: torch.Tensor) -> None:
         """Compute these rows (places among A) from now on."""
         self.rows = rows
-        places = self.beginning + rows
-        hidden = torch.arange(len(self.slots_P)) > places[:, None]
-        self._bias = torch.zeros(hidden.shape, dtype=self.pool.slab.dtype)
-        self._bias.masked_fill_(hidden, -math.inf)
+        places = (self.beginning + rows).tolist()
+        self._attention = Scattered(places, len(self.slots_P), self.pool.slab.dtype)
 
     def __call__(self, layer: int, q_RHd: torch.Tensor, kv_R2Kd: torch.Tensor) -> torch.Tensor:
         slab_N2Kd = self.pool.slab[layer]
@@ -109,24 +107,19 @@ class _Attend:
         slab_N2Kd[slots_R] = kv_R2Kd
         k_PKd, v_PKd = slab_N2Kd[self.slots_P].unbind(1)
         if layer == self.check_layer:
-            self.attention_A = self._paid(q_RHd[self.new_A], k_PKd)
-        out, _ = _flash(
-            q_RHd.transpose(0, 1)[None],
-            k_PKd.transpose(0, 1)[None],
-            v_PKd.transpose(0, 1)[None],
-            0.0,
-            False,
-            attn_mask=self._bias[None, None],
-        )
-        attended: torch.Tensor = out[0].transpose(0, 1)
-        return attended
+            self.attention_A = torch.zeros(len(self.new_A))
+            if self.wants_attention:
+                self.attention_A = self._paid(q_RHd[self.new_A], k_PKd)
+        return self._attention(q_RHd, k_PKd, v_PKd)
 
     def _paid(self, q_RHd: torch.Tensor, k_PKd: torch.Tensor) -> torch.Tensor:
         """Mean attention of the new rows to each token below the exact beginning."""
         K, d = k_PKd.shape[1:]
         q_RKGd = q_RHd.float().unflatten(1, (K, -1))  # type: ignore[no-untyped-call]
         scores = torch.einsum("rkgd,pkd->rkgp", q_RKGd, k_PKd.float()) / math.sqrt(d)
-        scores += self._bias[self.new_A].float()[:, None, None]
+        places = self.beginning + self.rows[self.new_A]
+        later_rp = torch.arange(len(k_PKd)) > places[:, None]
+        scores.masked_fill_(later_rp[:, None, None], -math.inf)
         return scores.softmax(-1).mean((0, 1, 2))[self.beginning :]
 
 
@@ -150,7 +143,8 @@ def repair(
     positions_A = torch.arange(beginning, len(tokens))
     layers = decoder.config.layers
     check = min(policy.check_layer, layers - 1)
-    attend = _Attend(pool, torch.tensor(slots), beginning, check, ~moved_A)
+    wants = policy.late is not None or policy.kind in ("attention", "dhd")
+    attend = _Attend(pool, torch.tensor(slots), beginning, check, ~moved_A, wants)
     everything = torch.arange(len(own))
     attend.see(everything)
     x_AD = decoder.embed(torch.tensor(own))

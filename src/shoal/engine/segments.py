@@ -10,7 +10,7 @@ Shapes: L layers, T tokens, K key-value heads, d head size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from shoal.core.errors import EngineError
 from shoal.core.files import atomic_path
 from shoal.engine.pool import KVPool
 from shoal.models.decoder import Decoder, rotate
+
+_CACHED = 1 << 17
+"""Numbers that are worked on at once: half a megabyte in fp32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,8 +75,11 @@ class KVSegment:
 
     def add(self, keys_LTKd: torch.Tensor, values_LTKd: torch.Tensor) -> KVSegment:
         """The same tokens with an offset to keys (un-rotated) and values."""
-        values = (self.values_LTKd.float() + values_LTKd).to(self.values_LTKd.dtype)
-        return KVSegment(self.tokens, self.keys_LTKd + keys_LTKd, values, self.fingerprint)
+        keys, values = torch.empty_like(keys_LTKd), torch.empty_like(self.values_LTKd)
+        for layers in in_cache(keys):
+            torch.add(self.keys_LTKd[layers], keys_LTKd[layers], out=keys[layers])
+            values[layers] = self.values_LTKd[layers].float() + values_LTKd[layers]
+        return KVSegment(self.tokens, keys, values, self.fingerprint)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file with a checksum, whole or not at all."""
@@ -123,9 +129,26 @@ def place(
 ) -> None:
     """Write a segment into ``slots`` as if its first token stood at ``position``."""
     cos_T1d, sin_T1d = decoder.rotation(torch.arange(position, position + len(segment)))
-    where = torch.tensor(slots, dtype=torch.long)
-    pool.keys[:, where] = rotate(segment.keys_LTKd, cos_T1d, sin_T1d).to(pool.slab.dtype)
-    pool.values[:, where] = segment.values_LTKd.to(pool.slab.dtype)
+    where = _neighbours(slots)
+    for layers in in_cache(segment.keys_LTKd):
+        pool.keys[layers, where] = rotate(segment.keys_LTKd[layers], cos_T1d, sin_T1d).to(
+            pool.slab.dtype
+        )
+        pool.values[layers, where] = segment.values_LTKd[layers].to(pool.slab.dtype)
+
+
+def in_cache(x_LTKd: torch.Tensor) -> Iterator[slice]:
+    """Runs of layers whose tensors stay in a processor's cache while they are worked on."""
+    step = max(1, _CACHED * len(x_LTKd) // max(1, x_LTKd.numel()))
+    for first in range(0, len(x_LTKd), step):
+        yield slice(first, first + step)
+
+
+def _neighbours(slots: Sequence[int]) -> slice | torch.Tensor:
+    """Slots side by side as a slice, which is copied to in one go."""
+    if isinstance(slots, range) and slots.step == 1:
+        return slice(slots.start, slots.stop)
+    return torch.tensor(slots, dtype=torch.long)
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

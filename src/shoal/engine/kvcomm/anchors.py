@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from shoal.core.files import atomic_path
-from shoal.engine.segments import KVSegment
+from shoal.engine.segments import KVSegment, in_cache
 
 Offset = tuple[torch.Tensor, torch.Tensor]
 """What to add to un-rotated keys and to values, [L, tokens, K, d] each."""
@@ -231,9 +231,12 @@ def after_offset(found: Comparison, anchors: Sequence[Anchor]) -> Offset:
 
 
 def _weighted(parts: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """Sum of parts [L, tokens, K, d] by weights that are the same for all layers, or not."""
     total = torch.zeros(parts[0].shape, dtype=torch.float32)
-    for part, weight in zip(parts, weights, strict=True):
-        total.addcmul_(part.float(), weight)
+    for layers in in_cache(total):
+        for part, weight in zip(parts, weights, strict=True):
+            own = weight if weight.ndim == 3 else weight[layers]
+            total[layers].addcmul_(part[layers].float(), own)
     return total
 
 

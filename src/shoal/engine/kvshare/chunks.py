@@ -1,11 +1,11 @@
 """Content-defined chunks of token ids: the same text is cut alike wherever it stands.
 
-A chunk ends where a hash of its last 16 tokens is small, at a blank line, and around the special
-tokens of a chat template. Nothing before a chunk decides where it ends, so an edit changes the
-chunks around it and no others: as soon as two texts have one boundary in common, equal text behind
-it is cut alike. The idea is LBFS's (Muthitacharoen et al., SOSP 2001) with the gear hash of
-FastCDC (Xia et al., USENIX ATC 2016); KVShare (arXiv 2503.16525) asks for "adaptive-length token
-chunking" without saying which.
+A chunk ends where a hash of its last 16 tokens is small, at a blank line however short that makes
+it, and around the special tokens of a chat template. Nothing before a chunk decides where it ends,
+so an edit changes the chunks around it and no others: as soon as two texts have one boundary in
+common, equal text behind it is cut alike. The idea is LBFS's (Muthitacharoen et al., SOSP 2001)
+with the gear hash of FastCDC (Xia et al., USENIX ATC 2016); KVShare (arXiv 2503.16525) asks for
+"adaptive-length token chunking" without saying which.
 
 Shapes: T tokens.
 """
@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from shoal.models.tokenizer import Tokenizer
 
 SHORTEST = 16
+"""Tokens of a chunk that a hash ends, at least; blank lines and special tokens end shorter ones."""
 MEAN = 64
 LONGEST = 256
 _WINDOW = 16  # tokens the hash sees: no more than a chunk has, so it never looks across its start
@@ -93,23 +94,30 @@ def digest(tokens: ArrayLike) -> bytes:
 
 
 def _bounds(tokens: Sequence[int], ids_T: NDArray[np.int64], marks: Marks) -> list[tuple[int, int]]:
-    ends_T = _small_hashes(ids_T) | _blank_lines(tokens, marks)
+    small_T, blank_T = _small_hashes(ids_T), _blank_lines(tokens, marks)
     special_T = np.isin(ids_T, list(marks.special))
     found: list[tuple[int, int]] = []
     start = 0
     while start < len(tokens):
-        end = start + 1 if special_T[start] else _end(start, ends_T, special_T)
+        end = start + 1 if special_T[start] else _end(start, small_T, blank_T, special_T)
         found.append((start, end))
         start = end
     return found
 
 
-def _end(start: int, ends_T: NDArray[np.bool_], special_T: NDArray[np.bool_]) -> int:
+def _end(
+    start: int,
+    small_T: NDArray[np.bool_],
+    blank_T: NDArray[np.bool_],
+    special_T: NDArray[np.bool_],
+) -> int:
     """Where a chunk of ordinary tokens ends."""
-    limit = min(start + LONGEST, len(ends_T))
+    limit = min(start + LONGEST, len(small_T))
     if (specials := np.flatnonzero(special_T[start:limit])).size:
         limit = start + int(specials[0])
-    cuts = np.flatnonzero(ends_T[start + SHORTEST - 1 : limit])
+    if (blanks := np.flatnonzero(blank_T[start:limit])).size:
+        limit = start + int(blanks[0]) + 1
+    cuts = np.flatnonzero(small_T[start + SHORTEST - 1 : limit])
     return start + SHORTEST + int(cuts[0]) if cuts.size else limit
 
 

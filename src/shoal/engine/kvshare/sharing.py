@@ -31,7 +31,7 @@ from shoal.core.protocols import Request, Sampling, Segment
 from shoal.core.records import Message
 from shoal.engine.compute import compute
 from shoal.engine.generation import Composition, Generation, HiddenStates, Job, Piece
-from shoal.engine.kvshare.chunks import LONGEST, SHORTEST, Chunk, Marks, chunks
+from shoal.engine.kvshare.chunks import LONGEST, Chunk, Marks, chunks
 from shoal.engine.kvshare.matching import Match, match, pieces
 from shoal.engine.kvshare.movable import immovable
 from shoal.engine.kvshare.order import HitRateOrder, PreparedOrder, Reach
@@ -45,6 +45,8 @@ from shoal.engine.tree import PrefixTree
 DECLARED = "\x00declared"
 """Salt under which declared texts are computed: no request has it."""
 DEEPEST = 1
+LEAST = 4
+"""Tokens of a chunk that is worth an entry; it is moved only in a run of :data:`SHORTEST_RUN`."""
 REPAIR = Repair("values", 0.15)
 """What moved text gets unless somebody says otherwise: the rule that did best in the claim."""
 Order = Literal["arrival", "hit rate", "hit rate alone"]
@@ -235,7 +237,7 @@ class KVShare:
         for chunk in plan.cut:
             own = 0 if chunk.end <= approximate_from else depth
             moved = any(hit.start < chunk.end and chunk.start < hit.end for hit in hits)
-            if len(chunk) < SHORTEST or own > self._deepest or moved:
+            if len(chunk) < LEAST or own > self._deepest or moved:
                 continue
             known = self._find(job, plan, chunk)
             if known is None or known.depth > own:
@@ -254,7 +256,7 @@ class KVShare:
         quota = self.tenants.access(declaring.owner).quota_bytes
         stored = 0
         for chunk in chunks(declaring.text, self._marks):
-            if len(chunk) < SHORTEST:
+            if len(chunk) < LEAST:
                 continue
             start, end = declaring.first + chunk.start, declaring.first + chunk.end
             if self.store.put(
