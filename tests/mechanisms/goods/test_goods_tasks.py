@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from shoal.core.errors import InputError
+from shoal.core.errors import ConfigError, InputError
 from shoal.core.protocols import Sampling, Segment
 from shoal.engine.local import LocalEngine
 from shoal.engine.scripted import ScriptedEngine
 from shoal.mechanisms.generations import Generations
-from shoal.mechanisms.goods.prompts import ByExample, Heard
+from shoal.mechanisms.goods.prompts import ByAnswers, ByExample, Each, Heard
 from shoal.mechanisms.goods.tasks import Task, answer_in, is_right, parse_tasks
 
 
@@ -75,6 +75,38 @@ def test_examples_come_first_and_are_the_same_for_all() -> None:
     assert later[1] == Segment(
         "Question: 3 + 3\nSteps: 3 + 3 = 6.\nAnswer: 6\n\nQuestion: 3 + 3\nSteps:"
     )
+
+
+def test_of_others_only_answers_are_heard_and_examples_show_as_many() -> None:
+    asking = ByAnswers((Task("1 + 1", "2", "1 + 1 = 2."),), (("3", "2"),))
+    first = asking("2 + 2", "anna", 1, 3, [])
+    assert first == (
+        Segment("Question: 1 + 1\nSteps: 1 + 1 = 2.\nAnswer: 2\n\n"),
+        Segment("Question: 2 + 2\nSteps:"),
+    )
+    silent, wrong = Heard("anna", None), Heard("ben", "2 + 2 = 5.\nAnswer: 5")
+    assert asking("2 + 2", "carl", 3, 3, [silent, wrong]) == (
+        Segment("Question: 1 + 1\nSaid: 3, 2\nSteps: 1 + 1 = 2.\nAnswer: 2\n\n"),
+        Segment("Question: 2 + 2\nSaid: ?, 5\nSteps:"),
+    )
+    assert asking("2 + 2", "ben", 2, 3, [wrong])[0].text.count("Said: 3\n") == 1
+
+
+def test_examples_that_show_too_few_answers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1 examples, but 2 with what others said"):
+        ByAnswers((Task("1 + 1", "2"),), (("2",), ("3",)))
+    asking = ByAnswers((Task("1 + 1", "2"),), (("2",),))
+    with pytest.raises(ConfigError, match="2 agents are heard, but examples show answers of 1"):
+        asking("2 + 2", "carl", 3, 3, [Heard("anna", "4"), Heard("ben", "4")])
+
+
+def test_each_agent_is_asked_in_its_own_way() -> None:
+    ways = {name: ByExample((Task(name, "1"),)) for name in ("anna", "ben")}
+    asking = Each(ways)
+    assert asking("?", "ben", 2, 2, []) == ways["ben"]("?", "ben", 2, 2, [])
+    assert asking.stop == ("\nQuestion:",)
+    with pytest.raises(ConfigError, match="end their answers alike"):
+        Each({**ways, "carl": ByExample((), stop=("\n\n",))})
 
 
 async def test_a_shorter_answer_is_the_beginning_of_a_longer_one(tiny_model: Path) -> None:

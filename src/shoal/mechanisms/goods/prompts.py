@@ -7,10 +7,11 @@ beginning is the same for all agents and tasks, so that an engine computes it on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.core.errors import ConfigError
 from shoal.core.protocols import Prompt, Segment
 from shoal.core.records import Message
 from shoal.mechanisms.goods.tasks import Task, answer_in
@@ -87,6 +88,72 @@ class ByExample:
             if heard.text and heard.text.strip()
         )
         return Segment(shown), Segment(f"{attempts}Question: {question}\nSteps:")
+
+
+@dataclass(frozen=True, slots=True)
+class ByAnswers:
+    """Worked tasks, then the question, then nothing of others but their answers.
+
+    A small model that sees another's steps copies them, mistakes included. ``said`` are answers
+    that others gave to each example, some of them wrong, so that it is shown to work all the same;
+    as many are shown as there are agents to be heard. Raises :class:`ConfigError` where some
+    example has no ``said``.
+    """
+
+    examples: tuple[Task, ...]
+    said: tuple[tuple[str, ...], ...]
+    stop: tuple[str, ...] = ("\nQuestion:",)
+
+    def __post_init__(self) -> None:
+        if len(self.examples) != len(self.said):
+            raise ConfigError(
+                f"There are {len(self.examples)} examples, but {len(self.said)} with what others "
+                "said."
+            )
+
+    def __call__(
+        self, question: str, agent: str, place: int, of: int, earlier: Sequence[Heard]
+    ) -> Prompt:
+        """One segment of examples, which all who hear as many share, and one of the question.
+
+        An agent that said nothing, or nothing that answers, is heard as "?". Raises
+        :class:`ConfigError` where more are heard than the examples have answers of.
+        """
+        shown = "".join(
+            f"Question: {one.question}\n{_said(said, len(earlier))}Steps:{_spaced(one.solution)}\n"
+            f"Answer: {one.answer}\n\n"
+            for one, said in zip(self.examples, self.said, strict=True)
+        )
+        heard = [answer_in(one.text or "") or "?" for one in earlier]
+        return Segment(shown), Segment(f"Question: {question}\n{_said(heard, len(heard))}Steps:")
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """Every agent is asked in its own way, by its name. Raises :class:`ConfigError` for ways that
+    end answers differently."""
+
+    askings: Mapping[str, Asking]
+
+    def __post_init__(self) -> None:
+        if len({one.stop for one in self.askings.values()}) != 1:
+            raise ConfigError("Agents of one group must end their answers alike.")
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        return next(iter(self.askings.values())).stop
+
+    def __call__(
+        self, question: str, agent: str, place: int, of: int, earlier: Sequence[Heard]
+    ) -> Prompt:
+        """What the agent's own way makes of it."""
+        return self.askings[agent](question, agent, place, of, earlier)
+
+
+def _said(answers: Sequence[str], heard: int) -> str:
+    if heard > len(answers):
+        raise ConfigError(f"{heard} agents are heard, but examples show answers of {len(answers)}.")
+    return f"Said: {', '.join(answers[:heard])}\n" if heard else ""
 
 
 def _seen(earlier: Sequence[Heard]) -> str:

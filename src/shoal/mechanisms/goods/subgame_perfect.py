@@ -10,7 +10,7 @@ Legend: n agents, m of them still to move, g grid points; arrays [g] * m hold al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,15 +66,8 @@ def sequential(
     not fit, a grid of too many profiles, or ``after`` that leaves nobody to move.
     """
     c, first = _profiles(game, step, after)
-    n = game.agents
-    kept: NDArray[np.bool_] = np.ones(np.broadcast_shapes(*(one.shape for one in c)), dtype=bool)
-    for i in reversed(range(first, n)):
-        axis = i - first
-        reward = game.reward_of(i, c)
-        later = tuple(range(axis + 1, n - first))
-        worst = np.where(kept, reward, np.inf).min(axis=later, keepdims=True)
-        kept &= reward >= worst.max(axis=axis, keepdims=True) - ROUNDING
-    return _outcomes(game, c, kept)
+    moving = reversed(range(first, game.agents))
+    return _outcomes(game, c, in_sequence(game.reward_of(i, c) for i in moving))
 
 
 def simultaneous(game: Game, *, step: float = STEP) -> tuple[Equilibrium, ...]:
@@ -83,11 +76,31 @@ def simultaneous(game: Game, *, step: float = STEP) -> tuple[Equilibrium, ...]:
     Raises as :func:`sequential` does.
     """
     c, _ = _profiles(game, step, ())
-    kept: NDArray[np.bool_] = np.ones(np.broadcast_shapes(*(one.shape for one in c)), dtype=bool)
-    for i in range(game.agents):
-        reward = game.reward_of(i, c)
-        kept &= reward >= reward.max(axis=i, keepdims=True) - ROUNDING
-    return _outcomes(game, c, kept)
+    return _outcomes(game, c, at_once(game.reward_of(i, c) for i in reversed(range(game.agents))))
+
+
+def in_sequence(rewards: Iterable[Floats]) -> NDArray[np.bool_]:
+    """Which profiles [g] * m are outcomes of pure SPNE of any game with these rewards.
+
+    ``rewards`` are of each of m agents in all profiles, the last mover's first; the agent that
+    moves first chooses along the first axis.
+    """
+    kept: NDArray[np.bool_] = np.ones((), dtype=bool)
+    for behind, reward in enumerate(rewards):
+        axis = reward.ndim - 1 - behind
+        later = tuple(range(axis + 1, reward.ndim))
+        worst = np.where(kept, reward, np.inf).min(axis=later, keepdims=True)
+        kept = kept & (reward >= worst.max(axis=axis, keepdims=True) - ROUNDING)
+    return kept
+
+
+def at_once(rewards: Iterable[Floats]) -> NDArray[np.bool_]:
+    """Which profiles are pure Nash equilibria where all choose at once; as :func:`in_sequence`."""
+    kept: NDArray[np.bool_] = np.ones((), dtype=bool)
+    for behind, reward in enumerate(rewards):
+        axis = reward.ndim - 1 - behind
+        kept = kept & (reward >= reward.max(axis=axis, keepdims=True) - ROUNDING)
+    return kept
 
 
 def reply(game: Game, earlier: Sequence[float], *, step: float = STEP) -> float:
