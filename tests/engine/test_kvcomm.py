@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.core.protocols import Request, Sampling, Segment
+from shoal.core.errors import ConfigError
+from shoal.core.protocols import Grammar, Request, Sampling, Segment
 from shoal.core.records import Message
 from shoal.engine.kvcomm import Anchor, AnchorPool, CommPolicy, Gate, KVComm
 from shoal.engine.kvcomm.anchors import after_offset, compare, entropy, text_offset
 from shoal.engine.kvcomm.comparing import Comparer
+from shoal.engine.kvcomm.gate import least_margin
 from shoal.engine.kvcomm.templates import Part, Template
 from shoal.engine.local import LocalEngine
 from shoal.engine.repair import Repair
@@ -299,6 +302,119 @@ async def test_tenants_share_neither_anchors_nor_texts(engine: LocalEngine) -> N
     assert answer.usage.shared_tokens == 0 or answer.how == "exact"
 
 
+def test_the_least_margin_is_the_smallest_from_which_enough_agree() -> None:
+    margins = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    agreed = [False, True, False, True, True, True]
+    assert least_margin(margins, agreed, 1.0) == 0.4
+    assert least_margin(margins, agreed, 0.8) == 0.2
+    assert least_margin(margins, agreed, 0.5) == 0.0
+    assert least_margin([0.3, 0.3], [True, False], 1.0) == math.inf
+    assert least_margin([], [], 0.9) == math.inf
+
+
+def choose(question: str) -> Request:
+    request = replace(ask(question), grammar=Grammar("choice", ("herring", "heron", "tuna")))
+    return replace(request, sampling=Sampling(max_tokens=16))
+
+
+@pytest.mark.parametrize("sure", [0.0, math.inf])
+async def test_a_choice_in_doubt_is_answered_exactly(engine: LocalEngine, sure: float) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1, sure=sure))
+    told: list[str] = []
+    for question in sorted(QUESTIONS, key=len, reverse=True)[:3]:
+        told.clear()
+        (answer,) = await comm.generate([choose(question)], lambda delta: told.append(delta.text))
+        assert answer.text in ("herring", "heron", "tuna") and "".join(told) == answer.text
+    last = comm.calls[-1]
+    assert last.margin is not None and last.margin >= 0
+    if sure:
+        assert last.mode == "dense" and "too near" in last.why
+        whole = (Segment(tokens=comm.template(choose(question)).tokens),)
+        (exact,) = await engine.generate([replace(choose(question), prompt=whole)])
+        assert answer.tokens == exact.tokens
+        known = await next(iter(comm._known.values()))
+        assert len(known.pools[0].anchors) == 3  # what was computed is an anchor, too
+    else:
+        assert last.mode == "moved"
+
+
+async def closed(engine: LocalEngine, policy: CommPolicy, *closed: int) -> KVComm:
+    """With two anchors, a look at every call, and these ways found to be far off."""
+    comm = KVComm(engine, policy)
+    for question in sorted(QUESTIONS, key=len, reverse=True)[:2]:
+        await comm.generate([ask(question)])
+    known = await next(iter(comm._known.values()))
+    known.gates[0].every = 1
+    known.gates[0].max_kl = 2.0  # an untrained model is easily led astray
+    for way in closed:
+        known.gates[way].note(0.0, 9.0)
+        assert not known.gates[way].open
+    return comm
+
+
+async def test_a_closed_gate_goes_on_looking_and_opens_again(engine: LocalEngine) -> None:
+    comm = await closed(engine, CommPolicy(gamma=1, closer=None), 0)
+    for index in range(6):
+        await comm.generate([ask(f"{index} is how many?")])
+    assert all(call.kl is not None and call.kl < 2.0 for call in comm.calls[2:])
+    modes = [call.mode for call in comm.calls[2:]]
+    assert modes == ["dense"] * 4 + ["moved"] * 2  # the mean of four looks
+
+
+async def test_where_moving_is_too_far_off_the_pieces_are_computed_and_some_repaired(
+    engine: LocalEngine,
+) -> None:
+    comm = await closed(engine, CommPolicy(gamma=1), 0)
+    (answer,) = await comm.generate([ask("And the tuna?")])
+    assert comm.calls[-1].mode == "moved" and comm.calls[-1].why.startswith("looks found")
+    text = len("And the tuna?")
+    assert answer.usage.repaired_tokens == math.ceil(0.15 * text)
+    assert answer.usage.approx_tokens == text - answer.usage.repaired_tokens
+    both = await closed(engine, CommPolicy(gamma=1), 0, 1)
+    (answer,) = await both.generate([ask("And the tuna?")])
+    assert both.calls[-1].mode == "dense" and answer.how == "exact"
+
+
+async def test_a_free_answer_is_never_in_doubt(engine: LocalEngine) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1, sure=math.inf))
+    for question in sorted(QUESTIONS, key=len, reverse=True)[:3]:
+        await comm.generate([ask(question)])
+    assert comm.calls[-1].mode == "moved" and comm.calls[-1].margin is None
+
+
+async def test_a_call_that_is_cancelled_leaves_its_text_to_others(engine: LocalEngine) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1))
+    call = asyncio.create_task(comm.generate([ask(QUESTIONS[0])]))
+    while not comm._known:
+        await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    (answer,) = await comm.generate([ask(QUESTIONS[0])])
+    assert len(answer.tokens) == 8
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"gamma": 1.5}, {"top_p": 0.0}, {"size": 0}, {"budget": 0}, {"sure": -1.0}]
+)
+def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=str(next(iter(wrong.values())))):
+        CommPolicy(**wrong)  # type: ignore[arg-type]
+
+
+async def test_anchors_behind_another_beginning_are_not_taken(
+    engine: LocalEngine, tmp_path: Path
+) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1, gated=False), tmp_path)
+    for question in sorted(QUESTIONS, key=len, reverse=True)[:2]:
+        await comm.generate([ask(question)])
+    await comm.close()
+    again = LocalEngine(engine.model, kv_bytes=32 << 20)
+    other = KVComm(again, CommPolicy(gamma=1, gated=False, beginning="Once: "), tmp_path)
+    await other.generate([ask(min(QUESTIONS, key=len))])
+    assert other.calls[0].mode == "dense"
+
+
 async def test_plain_requests_pass_through(engine: LocalEngine) -> None:
     comm = KVComm(engine, CommPolicy(gamma=1))
     plain = Request((Segment("A plain prompt"),), Sampling(max_tokens=5, ignore_eos=True))
@@ -329,7 +445,7 @@ async def test_damaged_anchors_are_learned_anew_with_a_warning(
         await first.generate([ask(question)])
     for task in first._known.values():
         for index, pool in enumerate((await task).pools):
-            pool.save(first._file(first.template(ask("?")).key(""), index))
+            pool.save(first._file(first._key(first.template(ask("?")), ""), index))
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
     again = KVComm(engine, CommPolicy(gamma=1, gated=False), tmp_path)

@@ -16,7 +16,7 @@ from shoal.engine.kvcomm.anchors import (
     entropy,
     text_offset,
 )
-from shoal.engine.kvcomm.policy import CommPolicy, Decision, Known
+from shoal.engine.kvcomm.policy import CommPolicy, Decision, Known, Way
 from shoal.engine.kvcomm.templates import Template
 from shoal.engine.segments import KVSegment
 
@@ -28,16 +28,16 @@ def decide(
 ) -> Decision:
     """Whether all texts of a call may be moved (equation 5, and the gate)."""
     if not bases:
-        return Decision(False, "nothing in the prompt changes")
-    found = Decision(True, "anchors agree", anchors=policy.size)
+        return Decision(None, "nothing in the prompt changes")
+    found = Decision(0, "anchors agree", anchors=policy.size)
     for base, pool in zip(bases, known.pools, strict=True):
         anchors = pool.usable(base)
         if len(anchors) < 2:
-            return Decision(False, "fewer than two anchors are long enough")
+            return Decision(None, "fewer than two anchors are long enough")
         seen = compare(base, anchors)
         weights = seen.weights
         found = Decision(
-            True,
+            0,
             found.why,
             max(found.entropy, entropy(weights)),
             max(found.distance, seen.relative),
@@ -45,13 +45,22 @@ def decide(
             (*found.seen, seen),
         )
         if entropy(weights) > policy.gamma * math.log2(len(anchors)):
-            return replace(found, move=False, why="the anchors do not agree on this text")
+            return replace(found, way=None, why="the anchors do not agree on this text")
         _count_uses(weights, anchors, policy.top_p)
-    if policy.gated and not known.gate.open:
-        return replace(found, move=False, why="looks found the approximation too far off")
-    if policy.gated and not known.gate.reaches(found.distance):
-        return replace(found, move=False, why="the text is too far from every anchor")
-    return found
+    return _gated(known, found, policy) if policy.gated else found
+
+
+def _gated(known: Known, found: Decision, policy: CommPolicy) -> Decision:
+    """The cheapest way that looks found near enough for a text so far from its anchors."""
+    why = found.why
+    for way, gate in enumerate(known.gates[: len(policy.ways)]):
+        if not gate.open:
+            why = "looks found the approximation too far off"
+        elif not gate.reaches(found.distance):
+            why = "the text is too far from every anchor"
+        else:
+            return replace(found, way=way, why=why)
+    return replace(found, way=None, why=why, held=True)
 
 
 def _count_uses(weights_A: torch.Tensor, anchors: Sequence[Anchor], top_p: float) -> None:
@@ -66,7 +75,9 @@ def put_together(
     known: Known,
     bases: Sequence[KVSegment],
     seen: Sequence[Comparison],
-    policy: CommPolicy,
+    way: Way,
+    *,
+    offsets: bool = True,
 ) -> tuple[Piece, ...]:
     """The prompt with moved texts; its last token is computed."""
     parts = template.parts
@@ -74,13 +85,13 @@ def put_together(
     for index, (base, pool) in enumerate(zip(bases, known.pools, strict=True)):
         anchors = pool.usable(base)
         after = parts[2 * index + 2]
-        moved = base.add(*text_offset(seen[index], anchors)) if policy.offsets else base
+        moved = base.add(*text_offset(seen[index], anchors)) if offsets else base
         pieces.append(Piece(base.tokens, moved))
-        if policy.after == "computed":
+        if way.after == "computed":
             pieces.append(Piece(after.tokens))
             continue
         fixed = known.fixed[index]
-        follows = fixed.add(*after_offset(seen[index], anchors)) if policy.offsets else fixed
+        follows = fixed.add(*after_offset(seen[index], anchors)) if offsets else fixed
         pieces.append(Piece(after.tokens, follows))
     return tuple(_last_computed([piece for piece in pieces if piece.tokens]))
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shoal.core.errors import ShoalError
+from shoal.core.errors import EngineError, ShoalError
 from shoal.core.protocols import (
     Completion,
     Delta,
@@ -40,15 +41,16 @@ from shoal.engine.generation import Composition, Piece
 from shoal.engine.kvcomm.anchors import AnchorPool
 from shoal.engine.kvcomm.comparing import Comparer
 from shoal.engine.kvcomm.deciding import decide, put_together
-from shoal.engine.kvcomm.gate import Gate
-from shoal.engine.kvcomm.policy import Call, CommPolicy, Decision, Known, Mode
+from shoal.engine.kvcomm.policy import Call, CommPolicy, Decision, Known, Mode, Way
 from shoal.engine.kvcomm.templates import Part, Template
 from shoal.engine.kvcomm.watches import Glance, Learn
 from shoal.engine.kvshare.movable import immovable
 from shoal.engine.local import LocalEngine
+from shoal.engine.repair import Repair
 from shoal.engine.segments import KVSegment
 
 T = TypeVar("T")
+K = TypeVar("K")
 _log = logging.getLogger(__name__)
 
 
@@ -128,7 +130,9 @@ class KVComm:
         """Keep the anchors, where there is a folder for them, and close the engine."""
         if self.folder is not None:
             for key, task in self._known.items():
-                for index, pool in enumerate((await task).pools):
+                if not task.done() or task.cancelled() or task.exception() is not None:
+                    continue
+                for index, pool in enumerate(task.result().pools):
                     if pool.anchors:
                         pool.save(self._file(key, index))
         await self.engine.close()
@@ -150,7 +154,9 @@ class KVComm:
         def work() -> tuple[Piece, ...]:
             pairs = zip(bases, known.pools, strict=True)
             seen = [self._compare(salt, base, pool.usable(base)) for base, pool in pairs]
-            return put_together(template, known, bases, seen, self.policy)
+            policy = self.policy
+            way = policy.ways[0]
+            return put_together(template, known, bases, seen, way, offsets=policy.offsets)
 
         return await _on_compute(work)
 
@@ -201,56 +207,120 @@ class KVComm:
         if self.disabled is not None:
             whole = (Piece(template.tokens),)
             (answer,) = await self.engine.compose([Composition(request, whole)], on_delta)
-            self._told("dense", Decision(False, self.disabled), 0.0)
+            self._told("dense", Decision(None, self.disabled), 0.0)
             return answer
         started = time.perf_counter()
         known, bases = await self._read(template, request.salt)
         compare = functools.partial(self._compare, request.salt)
         decision = await _on_compute(lambda: decide(known, bases, self.policy, compare))
-        if not decision.move:
-            learn = Learn(self.engine, template, known, bases, self._waiting)
-            whole = (Piece(template.tokens),)
+        looks = self.policy.gated and (decision.way is not None or decision.held) and known.looks()
+        margin = kl = None
+        if decision.way is not None:
+            way = self.policy.ways[decision.way]
+            pieces = await self._put_together(template, known, bases, decision, way)
             seconds = time.perf_counter() - started
-            composition = Composition(request, whole, watch=learn)
-            (answer,) = await self.engine.compose([composition], on_delta)
-            self._told("dense", decision, seconds)
-            return _later(answer, seconds)
-        pieces = await _on_compute(
-            lambda: put_together(template, known, bases, decision.seen, self.policy)
-        )
+            answer, seen = await self._moved(request, pieces, way, on_delta)
+            margin = seen.margin if seen.margin < math.inf else None
+            if not seen.unsure:
+                if looks:
+                    exact = await self._glance(request, (Piece(template.tokens),))
+                    kl = await self._note(request, template, known, bases, decision, exact, seen)
+                self._told("moved", decision, seconds, kl, margin)
+                why = decision.why if kl is None else f"KL {kl:.3f}"
+                how = answer.how if answer.error else f"{answer.how} ({why})"
+                return replace(_later(answer, seconds), how=how)
+            decision = replace(decision, way=None, why="two answers were too near to each other")
         seconds = time.perf_counter() - started
-        seen = Glance(self.engine)
-        composition = Composition(request, pieces, self.policy.repair, seen)
-        (answer,) = await self.engine.compose([composition], on_delta)
-        kl = None
-        if self.policy.gated and known.gate.looks():
-            kl = await self._look(request, template, seen)
-            known.gate.note(decision.distance, kl)
-        self._told("moved", decision, seconds, kl)
-        how = f"{answer.how} ({decision.why})" if kl is None else f"{answer.how} (KL {kl:.3f})"
-        return replace(_later(answer, seconds), how=how if not answer.error else answer.how)
+        exact = Glance(self.engine)
+        learn = Learn(self.engine, template, known, bases, self._waiting, exact)
+        whole = (Piece(template.tokens),)
+        (answer,) = await self.engine.compose([Composition(request, whole, watch=learn)], on_delta)
+        if decision.held and looks and not answer.error:  # would it be good enough by now?
+            kl = await self._note(request, template, known, bases, decision, exact)
+        self._told("dense", decision, seconds, kl, margin)
+        return _later(answer, seconds)
 
-    def _told(self, mode: Mode, found: Decision, seconds: float, kl: float | None = None) -> None:
-        self.calls.append(
-            Call(mode, found.why, found.entropy, found.distance, found.anchors, seconds * 1e3, kl)
+    async def _put_together(
+        self,
+        template: Template,
+        known: Known,
+        bases: list[KVSegment],
+        decision: Decision,
+        way: Way,
+    ) -> tuple[Piece, ...]:
+        offsets = self.policy.offsets
+        return await _on_compute(
+            lambda: put_together(template, known, bases, decision.seen, way, offsets=offsets)
         )
+
+    async def _note(
+        self,
+        request: Request,
+        template: Template,
+        known: Known,
+        bases: list[KVSegment],
+        decision: Decision,
+        exact: Glance,
+        taken: Glance | None = None,
+    ) -> float:
+        """Note how far every way up to the one that was taken is from exact; of the last in nats.
+
+        Cheaper ways are tried as well: anchors that came since may have opened them again.
+        """
+        kl = 0.0
+        for index, (way, gate) in enumerate(zip(self.policy.ways, known.gates, strict=False)):
+            if taken is not None and index == decision.way:
+                kl = _divergence(exact, taken)
+                gate.note(decision.distance, kl)
+                break
+            pieces = await self._put_together(template, known, bases, decision, way)
+            kl = _divergence(exact, await self._glance(request, pieces, way.repair))
+            gate.note(decision.distance, kl)
+        return kl
+
+    async def _moved(
+        self, request: Request, pieces: tuple[Piece, ...], way: Way, on_delta: OnDelta | None
+    ) -> tuple[Completion, Glance]:
+        """The answer behind moved texts; a choice that is in doubt is given up."""
+        weighs = self.policy.gated and _chooses(request)
+        seen = Glance(self.engine, sure=self.policy.sure if weighs else None)
+        composition = Composition(request, pieces, way.repair, seen)
+        # what is given up must not have been told before
+        (answer,) = await self.engine.compose([composition], None if weighs else on_delta)
+        if weighs and on_delta is not None and not seen.unsure and answer.tokens:
+            on_delta(Delta(0, answer.text, answer.tokens))
+        return answer, seen
+
+    def _told(
+        self,
+        mode: Mode,
+        found: Decision,
+        seconds: float,
+        kl: float | None = None,
+        margin: float | None = None,
+    ) -> None:
+        ms, anchors = seconds * 1e3, found.anchors
+        told = Call(mode, found.why, found.entropy, found.distance, anchors, ms, kl, margin)
+        self.calls.append(told)
 
     # -- what is computed once ------------------------------------------------------------
 
     async def _read(self, template: Template, salt: str) -> tuple[Known, list[KVSegment]]:
         """What is known of a template, and the base caches of its texts."""
         if len(template.parts) == 1:
-            return Known([], [], Gate()), []
+            return Known([], []), []
         known = await self._about(template, salt)
         texts = [part.tokens for part in template.parts[1::2]]
         return known, list(await asyncio.gather(*(self._base(text, salt) for text in texts)))
 
     async def _about(self, template: Template, salt: str) -> Known:
         """What is known of a template; its fixed pieces are computed once."""
-        key = template.key(salt)
-        if key not in self._known:
-            self._known[key] = asyncio.create_task(self._first_seen(template, salt))
-        return await self._known[key]
+        key = self._key(template, salt)
+        return await _once(self._known, key, lambda: self._first_seen(template, salt))
+
+    def _key(self, template: Template, salt: str) -> str:
+        """Names what anchors are of use to; a fingerprint tells those of another model."""
+        return template.key(salt, self.policy.beginning)
 
     async def _first_seen(self, template: Template, salt: str) -> Known:
         encode = self.engine.model.tokenizer.encode
@@ -272,10 +342,10 @@ class KVComm:
         ]
         if self.folder is not None:
             for index, pool in enumerate(pools):
-                path = self._file(template.key(salt), index)
+                path = self._file(self._key(template, salt), index)
                 if not pool.load(path, self.engine.model.fingerprint) and path.exists():
                     _log.warning("%s is damaged or of another model: anchors begin anew.", path)
-        return Known(fixed, pools, Gate())
+        return Known(fixed, pools)
 
     def _file(self, key: str, index: int) -> Path:
         assert self.folder is not None
@@ -283,24 +353,37 @@ class KVComm:
 
     async def _base(self, tokens: tuple[int, ...], salt: str) -> KVSegment:
         """A text's own keys and values, behind the fixed beginning; computed once."""
-        key = (salt, tokens)
-        if key not in self._bases:
-            before = self.engine.model.tokenizer.encode(self.policy.beginning)
-            capture = self.engine.capture([*before, *tokens], len(before), salt)
-            self._bases[key] = asyncio.create_task(capture)
+        before = self.engine.model.tokenizer.encode(self.policy.beginning)
+        key = (salt, (*before, *tokens))
+        task = _once(self._bases, key, lambda: self.engine.capture(key[1], len(before), salt))
         self._bases.move_to_end(key)
         while len(self._bases) > self.policy.bases:
             self._bases.popitem(last=False)
-        return await self._bases[key]
+        return await task
 
-    async def _look(self, request: Request, template: Template, seen: Glance) -> float:
-        """Divergence of the approximate next-token distribution from the exact one, in nats."""
-        exact = Glance(self.engine)
-        bare = replace(request, sampling=Sampling(max_tokens=0), grammar=None)
-        await self.engine.compose([Composition(bare, (Piece(template.tokens),), watch=exact)])
-        assert exact.logprobs is not None and seen.logprobs is not None
-        true_V, found_V = exact.logprobs, seen.logprobs
-        return float((true_V.exp() * (true_V - found_V)).sum())
+    async def _glance(
+        self, request: Request, pieces: tuple[Piece, ...], repair: Repair | None = None
+    ) -> Glance:
+        """What a prompt in pieces predicts; nothing is answered."""
+        seen = Glance(self.engine)
+        bare = replace(request, sampling=Sampling(max_tokens=0), grammar=None, placeholders=())
+        (done,) = await self.engine.compose([Composition(bare, pieces, repair, seen)])
+        if done.error:
+            raise EngineError(done.error)
+        return seen
+
+
+def _divergence(exact: Glance, found: Glance) -> float:
+    """Of an approximate next-token distribution from the exact one, in nats."""
+    assert exact.logprobs is not None and found.logprobs is not None
+    true_V, found_V = exact.logprobs, found.logprobs
+    return float((true_V.exp() * (true_V - found_V)).sum())
+
+
+def _chooses(request: Request) -> bool:
+    """Whether the answer is the likeliest of a list."""
+    listed = request.grammar is not None and request.grammar.kind == "choice"
+    return listed and request.sampling.temperature == 0
 
 
 def _has_placeholders(request: Request) -> bool:
@@ -316,6 +399,16 @@ def _later(answer: Completion, seconds: float) -> Completion:
         total_ms=answer.usage.total_ms + seconds * 1e3,
     )
     return replace(answer, usage=usage)
+
+
+def _once(
+    kept: MutableMapping[K, asyncio.Task[T]], key: K, make: Callable[[], Coroutine[Any, Any, T]]
+) -> asyncio.Future[T]:
+    """What is made once for all who ask, and again where it failed; who leaves does not end it."""
+    task = kept.get(key)
+    if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        task = kept[key] = asyncio.create_task(make())
+    return asyncio.shield(task)
 
 
 async def _on_compute(work: Callable[[], T]) -> T:

@@ -10,6 +10,7 @@ later looks find it small again.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -54,3 +55,20 @@ class Gate:
             self._good = max(self._good, distance)
         else:
             self._bad = min(self._bad, distance)
+
+
+def least_margin(margins: Sequence[float], agreed: Sequence[bool], share: float) -> float:
+    """The smallest margin from which this share of choices agreed with the exact ones.
+
+    ``margins`` and ``agreed`` are of choices that were moved and answered exactly as well. 0 where
+    all may be taken, infinite where no choice is sure enough.
+    """
+    least = float("inf")
+    good = 0
+    ordered = sorted(zip(margins, agreed, strict=True), reverse=True)
+    for count, (margin, same) in enumerate(ordered, 1):
+        good += same
+        last_of_its_margin = count == len(ordered) or ordered[count][0] < margin
+        if last_of_its_margin and good >= share * count:
+            least = margin
+    return 0.0 if ordered and least == ordered[-1][0] else least

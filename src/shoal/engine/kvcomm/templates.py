@@ -29,9 +29,12 @@ class Template:
 
     parts: tuple[Part, ...]
 
-    def key(self, salt: str = "") -> str:
-        """The same for all calls that differ in nothing but what fills their placeholders."""
-        digest = hashlib.blake2b(salt.encode(), digest_size=12)
+    def key(self, *scope: str) -> str:
+        """The same for all calls that differ in nothing but what fills their placeholders.
+
+        ``scope`` says what else they must have in common.
+        """
+        digest = hashlib.blake2b(repr(scope).encode(), digest_size=12)
         for part in self.parts:
             digest.update(repr(part.placeholder or part.tokens).encode())
         return digest.hexdigest()
