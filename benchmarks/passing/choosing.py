@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from passing.prompts import ROLES, options, prompt
+from passing.prompts import options, prompt, roles
 from shoal.core.claims import Bench
 from shoal.core.claims.items import Item
 from shoal.core.protocols import Grammar, Request
@@ -75,14 +75,19 @@ async def choosing(
 ) -> None:
     """Agents choose one of four numbers; anchors are learned on the way."""
     tested, known = split(cases)
-    tested = tested[: bench.pick(full=len(tested), smoke=2)]
-    known = known[: bench.pick(full=len(known), smoke=3)]
+    if bench.smoke:  # the longest first, so that the first two are anchors of the others
+        tested, known = (
+            sorted(each, key=lambda item: -len(item.question))[:count]
+            for each, count in ((tested, 4), (known, 3))
+        )
     calibrating = await asked_of(bench, engine, known, "calibrating")
     testing = await asked_of(bench, engine, tested, "choices")
     noise = await bf16_noise(bench, quick, testing)
-    plain = await answered(KVComm(engine, replace(GATED[DEFAULT], sure=0.0)), testing)
-    tell(bench, "gate of looks alone", plain, 0.0, noise)
-    for name, policy in GATED.items():
+    if not bench.smoke:
+        plain = await answered(KVComm(engine, replace(GATED[DEFAULT], sure=0.0)), testing)
+        tell(bench, "gate of looks alone", plain, 0.0, noise)
+    for name in bench.pick(full=tuple(GATED), smoke=(DEFAULT,)):
+        policy = GATED[name]
         found = await answered(KVComm(engine, replace(policy, sure=0.0)), calibrating)
         moved = [each for each in found if each.moved]
         margins = [each.call.margin for each in moved]
@@ -113,7 +118,7 @@ async def asked_of(
     found = []
     for item in bench.track(cases, label):
         grammar = Grammar("choice", options(item, bench.seed_of("options", item.id)))
-        for role in ROLES:
+        for role in roles(bench):
             request = prompt(role, item.question, new=12, grammar=grammar)
             exact, margin = await exactly(engine, request)
             found.append(Asked(request, item.answer, exact, margin))

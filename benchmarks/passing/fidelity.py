@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from passing.prompts import ROLES, prompt
+from passing.prompts import prompt, roles
 from shoal.core.claims import Bench
 from shoal.core.claims.items import Item
 from shoal.core.protocols import Request, Sampling
@@ -61,7 +61,7 @@ async def fidelity(
     learner = KVComm(engine, CommPolicy(gated=False, gamma=0, size=learned))  # never reuses
     known = sorted(cases[asked : 4 * asked], key=lambda item: -len(item.question))[:learned]
     for item in bench.track(known, "anchors"):
-        await learner.generate([prompt(role, item.question, new=0) for role in ROLES])
+        await learner.generate([prompt(role, item.question, new=0) for role in roles(bench)])
     others = [] if bench.smoke else list(ARMS)
     arms = {
         name: learner.with_policy(policy)
@@ -72,7 +72,7 @@ async def fidelity(
     same: dict[str, list[float]] = defaultdict(list)
     for item in bench.track(cases[:asked], "questions"):
         found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for role in ROLES:
+        for role in roles(bench):
             request = prompt(role, item.question, new=FORCED)
             template = learner.template(request)
             whole = (Piece(template.tokens),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from shoal.core.claims import Bench
 from shoal.core.claims.items import Item
 from shoal.core.protocols import Grammar, Request, Sampling, Segment
 from shoal.core.records import Message
@@ -20,6 +21,11 @@ ROLES = {
         "Which quantities matter here, and what could go wrong? Answer with the result.",
     ),
 }
+
+
+def roles(bench: Bench) -> tuple[str, ...]:
+    """The agents that are asked."""
+    return tuple(ROLES)[: bench.pick(full=2, smoke=1)]
 
 
 def prompt(role: str, question: str, *, new: int, grammar: Grammar | None = None) -> Request:

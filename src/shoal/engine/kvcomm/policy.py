@@ -30,8 +30,8 @@ class Way:
     repair: Repair | None = None
 
 
-CLOSER = Way("computed", Repair("dhd"))
-"""The second way: the fixed pieces and the 15 % of moved tokens that matter are computed."""
+CLOSER = Way("computed", Repair("values"))
+"""The second way: the fixed pieces and 15 % of the moved tokens are computed."""
 
 
 @dataclass(frozen=True, slots=True)
