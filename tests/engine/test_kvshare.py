@@ -224,6 +224,15 @@ async def test_text_that_another_tenant_keeps_private_cannot_be_declared(
     assert {entry.scope.visibility for entry in kvshare.store} == {"private"}
 
 
+async def test_a_heading_that_others_have_too_does_not_stop_a_declaration(
+    engine: LocalEngine,
+) -> None:
+    kvshare = attach(engine, tenants=HOUSE)
+    heading = "\n\nLicence\n\n"
+    await answer(engine, ask("One." + heading + "Ours alone. " * 9, "b"))
+    assert await kvshare.declare("Fish." + heading + DOCUMENT, salt="a") > len(DOCUMENT) - 20
+
+
 @pytest.mark.parametrize(
     ("salt", "scope", "why"),
     [

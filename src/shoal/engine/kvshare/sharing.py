@@ -31,7 +31,7 @@ from shoal.core.protocols import Request, Sampling, Segment
 from shoal.core.records import Message
 from shoal.engine.compute import compute
 from shoal.engine.generation import Composition, Generation, HiddenStates, Job, Piece
-from shoal.engine.kvshare.chunks import LONGEST, Chunk, Marks, chunks
+from shoal.engine.kvshare.chunks import LONGEST, SHORTEST, Chunk, Marks, chunks
 from shoal.engine.kvshare.matching import Match, match, pieces
 from shoal.engine.kvshare.movable import immovable
 from shoal.engine.kvshare.order import HitRateOrder, PreparedOrder, Reach
@@ -55,11 +55,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Plan:
-    """What is known of one request."""
+    """What is known of one request.
+
+    found  what was found last, and of how long an exact prefix in which version of the store
+    """
 
     cut: list[Chunk]
     scopes: tuple[Scope, ...]
     match: Match = field(default_factory=lambda: Match(0))
+    found: tuple[int, int, Match] | None = None
     held: list[Entry] = field(default_factory=list)
     placed_at: float | None = None
 
@@ -130,7 +134,9 @@ class KVShare:
         if self.disabled is not None:
             raise EngineError(self.disabled)
         text_ids = tuple(self._engine.model.tokenizer.encode(text, special=False, salt=salt))
-        digests = {chunk.digest for chunk in chunks(text_ids, self._marks)}
+        # a heading or an empty line is nobody's own
+        long = (chunk for chunk in chunks(text_ids, self._marks) if len(chunk) >= SHORTEST)
+        digests = {chunk.digest for chunk in long}
         kept = compute.future(lambda: self.store.private_to_others(digests, tenant))
         if await asyncio.wrap_future(kept):
             raise AccessDenied(
@@ -205,8 +211,12 @@ class KVShare:
         return self._plans[job]
 
     def _match(self, job: Generation, plan: _Plan, tree: PrefixTree) -> Match:
-        exact = tree.match(job.tokens, job.request.salt)
-        return match(job.tokens, plan.cut, exact, lambda chunk: self._find(job, plan, chunk))
+        """Looks anew only where something has changed: many wait while few are placed."""
+        exact, version = tree.match(job.tokens, job.request.salt), self.store.version
+        if plan.found is None or plan.found[:2] != (exact, version):
+            found = match(job.tokens, plan.cut, exact, lambda chunk: self._find(job, plan, chunk))
+            plan.found = exact, version, found
+        return plan.found[2]
 
     def _find(self, job: Generation, plan: _Plan, chunk: Chunk) -> Entry | None:
         return self.store.find(chunk.digest, job.tokens, chunk.start, chunk.end, plan.scopes)
