@@ -36,10 +36,10 @@ from moving.writing import second_stage
 
 def run(bench: Bench) -> None:
     """Measure fidelity, a trace of moved documents, and isolation."""
-    requests = bench.pick(full=48, smoke=4)
-    answer = bench.pick(full=ANSWER, smoke=6)
+    requests = bench.pick(full=40, smoke=3)
+    answer = bench.pick(full=ANSWER, smoke=4)
     bench.workload = (
-        f"SmolLM2-135M in bf16. Fidelity: {bench.pick(full=34, smoke=4)} prompts with one or two "
+        f"SmolLM2-135M in bf16. Fidelity: {bench.pick(full=34, smoke=2)} prompts with one or two "
         f"texts of {SEGMENT[0]} to {SEGMENT[1]} tokens (documents and blocks of GSM8K questions), "
         "each computed behind a beginning of its own and moved behind another, then asked about; "
         f"KL to the dense model and equal choices over {FORCED} forced tokens of the dense answer; "
@@ -61,7 +61,7 @@ def run(bench: Bench) -> None:
     cases = cases_of(bench, corpus)
     asyncio.run(second_stage(bench, written, cases[: bench.pick(full=34, smoke=2)]))
     single = [case for case in cases if len(case.texts) == 1]
-    longest = sorted(corpus.texts[36:], key=len)[-bench.pick(full=5, smoke=3) :]
+    longest = sorted(corpus.texts[36:], key=len)[-bench.pick(full=5, smoke=2) :]
     fitting = [case for case in single if len(case.texts[0]) <= len(longest[0])]
     asyncio.run(with_offsets(bench, written, fitting[: bench.pick(full=8, smoke=1)], longest))
     asyncio.run(written.close())

@@ -118,22 +118,27 @@ async def asked_of(
     found = []
     for item in bench.track(cases, label):
         grammar = Grammar("choice", options(item, bench.seed_of("options", item.id)))
-        for role in roles(bench):
-            request = prompt(role, item.question, new=12, grammar=grammar)
-            exact, margin = await exactly(engine, request)
+        requests = [prompt(role, item.question, new=12, grammar=grammar) for role in roles(bench)]
+        for request, (exact, margin) in zip(requests, await exactly(engine, requests), strict=True):
             found.append(Asked(request, item.answer, exact, margin))
     return found
 
 
-async def exactly(engine: LocalEngine, request: Request) -> tuple[str, float]:
-    """The exact answer on the same tokens, and how near its tokens were."""
-    whole = (Piece(KVComm(engine).template(request).tokens),)
-    watch = Glance(engine, sure=0.0)
-    (done,) = await engine.compose(
-        [Composition(replace(request, placeholders=()), whole, watch=watch)]
-    )
-    assert not done.error, done.error
-    return done.text, watch.margin
+async def exactly(engine: LocalEngine, requests: Sequence[Request]) -> list[tuple[str, float]]:
+    """The exact answers on the same tokens, and how near their tokens were."""
+    encoder = KVComm(engine)
+    watches = [Glance(engine, sure=0.0) for _ in requests]
+    compositions = [
+        Composition(
+            replace(request, placeholders=()),
+            (Piece(encoder.template(request).tokens),),
+            watch=watch,
+        )
+        for request, watch in zip(requests, watches, strict=True)
+    ]
+    answers = await engine.compose(compositions)
+    assert not any(done.error for done in answers)
+    return [(done.text, watch.margin) for done, watch in zip(answers, watches, strict=True)]
 
 
 async def answered(comm: KVComm, asked: Sequence[Asked]) -> list[Answered]:
@@ -151,7 +156,7 @@ async def bf16_noise(bench: Bench, quick: LocalEngine, asked: Sequence[Asked]) -
 
     Returns by how much it changes margins, at the 95th percentile.
     """
-    other = [await exactly(quick, each.request) for each in asked]
+    other = await exactly(quick, [each.request for each in asked])
     changes = [abs(each.margin - margin) for each, (_, margin) in zip(asked, other, strict=True)]
     noise = float(np.quantile(changes, 0.95))
     same = [each.exact == text for each, (text, _) in zip(asked, other, strict=True)]

@@ -62,30 +62,30 @@ async def fidelity(
     known = sorted(cases[asked : 4 * asked], key=lambda item: -len(item.question))[:learned]
     for item in bench.track(known, "anchors"):
         await learner.generate([prompt(role, item.question, new=0) for role in roles(bench)])
-    others = [] if bench.smoke else list(ARMS)
     arms = {
         name: learner.with_policy(policy)
         for name, policy in ARMS.items()
-        if name in JUDGED or name in others
+        if name in JUDGED or not bench.smoke
     }
     kl: dict[str, list[float]] = defaultdict(list)
     same: dict[str, list[float]] = defaultdict(list)
     for item in bench.track(cases[:asked], "questions"):
         found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for role in roles(bench):
-            request = prompt(role, item.question, new=FORCED)
-            template = learner.template(request)
-            whole = (Piece(template.tokens),)
-            (exact,) = await engine.compose([Composition(request, whole)])
-            true = await distributions(engine, request, whole, exact.tokens)
+        requests = [prompt(role, item.question, new=FORCED) for role in roles(bench)]
+        templates = [learner.template(request) for request in requests]
+        wholes = [(Piece(template.tokens),) for template in templates]
+        answers = await engine.compose(list(map(Composition, requests, wholes)))
+        for request, template, whole, exact in zip(
+            requests, templates, wholes, answers, strict=True
+        ):
+            asked_of: dict[str, tuple[Sequence[Piece], Repair | None]] = {"exact": (whole, None)}
             for name, arm in arms.items():
-                pieces = await arm.pieces(template)
-                repair = arm.policy.repair
-                got = await distributions(engine, request, pieces, exact.tokens, repair)
-                found[name].append(await compared(true, got))
-            unrotated = await without_rotation(arms["rotation only"], template)
-            got = await distributions(engine, request, unrotated, exact.tokens)
-            found["no rotation"].append(await compared(true, got))
+                asked_of[name] = await arm.pieces(template), arm.policy.repair
+            asked_of["no rotation"] = await without_rotation(arms["rotation only"], template), None
+            got = await distributions(engine, request, exact.tokens, list(asked_of.values()))
+            true, *others = got
+            for name, each in zip(list(asked_of)[1:], others, strict=True):
+                found[name].append(await compared(true, each))
         for name, pairs in found.items():
             kl[name].append(float(np.mean([each for each, _ in pairs])))
             same[name].append(float(np.mean([each for _, each in pairs])))
@@ -155,22 +155,26 @@ class _States:
 async def distributions(
     engine: LocalEngine,
     request: Request,
-    pieces: Sequence[Piece],
     answer: Sequence[int],
-    repair: Repair | None = None,
-) -> torch.Tensor:
-    """Log-probabilities after the prompt and after each token of an answer but the last."""
-    *before, last = pieces
-    if not before:
-        before, last = [Piece(last.tokens[:-1])], Piece(last.tokens[-1:])
-    forced = Piece((*last.tokens, *answer[:-1]))
-    watch = _States(len(answer))
+    prompts: Sequence[tuple[Sequence[Piece], Repair | None]],
+) -> list[torch.Tensor]:
+    """Log-probabilities after each prompt and after each token of an answer but the last."""
     bare = replace(request, sampling=Sampling(max_tokens=0), placeholders=())
-    composition = Composition(bare, (*before, forced), repair, watch, keep_states=True)
-    (done,) = await engine.compose([composition])
-    assert not done.error, done.error
+    watches = [_States(len(answer)) for _ in prompts]
+    compositions = []
+    for (pieces, repair), watch in zip(prompts, watches, strict=True):
+        *before, last = pieces
+        if not before:
+            before, last = [Piece(last.tokens[:-1])], Piece(last.tokens[-1:])
+        forced = Piece((*last.tokens, *answer[:-1]))
+        compositions.append(Composition(bare, (*before, forced), repair, watch, keep_states=True))
+    for done in await engine.compose(compositions):
+        assert not done.error, done.error
+    decoder = engine.model.decoder
     return await on_compute(
-        lambda: torch.log_softmax(engine.model.decoder.logits(watch.rows[0], precise=True), -1)
+        lambda: [
+            torch.log_softmax(decoder.logits(watch.rows[0], precise=True), -1) for watch in watches
+        ]
     )
 
 

@@ -375,6 +375,32 @@ async def test_where_moving_is_too_far_off_the_pieces_are_computed_and_some_repa
     assert both.calls[-1].mode == "dense" and answer.how == "exact"
 
 
+async def test_a_short_text_beside_a_long_one_is_computed_where_it_stands(
+    engine: LocalEngine,
+) -> None:
+    def both(document: str, said: str) -> Request:
+        parts = (Segment("Read: "), Segment(document, name="document"), Segment(" They said: "))
+        rest = (Segment(said, name="said"), Segment(" And you?"))
+        return Request((*parts, *rest), Sampling(max_tokens=4, ignore_eos=True))
+
+    comm = KVComm(engine, CommPolicy(gamma=1, gated=False))
+    for index in range(3):
+        (answer,) = await comm.generate([both("herring " * (30 - index), f"word {index}" * 3)])
+    assert [call.mode for call in comm.calls] == ["dense", "dense", "moved"]
+    computed = len("word 2" * 3 + " And you?")
+    assert answer.usage.computed_prompt_tokens == computed
+    assert len(comm._bases) == 3  # of the documents alone
+    known = await next(iter(comm._known.values()))
+    assert [len(pool.anchors) for pool in known.pools] == [2, 0]
+    alike = KVComm(engine, CommPolicy(gamma=1, gated=False, repair=Repair(share=1)))
+    for index in range(3):
+        (answer,) = await alike.generate([both("herring " * (30 - index), f"word {index}" * 3)])
+    tokens = comm.template(both("herring " * 28, "word 2" * 3)).tokens
+    request = Request((Segment(tokens=tokens),), Sampling(max_tokens=4, ignore_eos=True))
+    (exact,) = await engine.generate([request])
+    assert answer.tokens == exact.tokens and answer.usage.repaired_tokens > 200
+
+
 async def test_a_free_answer_is_never_in_doubt(engine: LocalEngine) -> None:
     comm = KVComm(engine, CommPolicy(gamma=1, sure=math.inf))
     for question in sorted(QUESTIONS, key=len, reverse=True)[:3]:

@@ -16,21 +16,22 @@ from shoal.engine.kvcomm.anchors import (
     entropy,
     text_offset,
 )
-from shoal.engine.kvcomm.policy import CommPolicy, Decision, Known, Way
+from shoal.engine.kvcomm.policy import Bases, CommPolicy, Decision, Known, Way
 from shoal.engine.kvcomm.templates import Template
 from shoal.engine.segments import KVSegment
 
 Compare = Callable[[KVSegment, Sequence[Anchor]], Comparison]
 
 
-def decide(
-    known: Known, bases: Sequence[KVSegment], policy: CommPolicy, compare: Compare
-) -> Decision:
+def decide(known: Known, bases: Bases, policy: CommPolicy, compare: Compare) -> Decision:
     """Whether all texts of a call may be moved (equation 5, and the gate)."""
     if not bases:
         return Decision(None, "nothing in the prompt changes")
     found = Decision(0, "anchors agree", anchors=policy.size)
     for base, pool in zip(bases, known.pools, strict=True):
+        if base is None:
+            found = replace(found, seen=(*found.seen, None))
+            continue
         anchors = pool.usable(base)
         if len(anchors) < 2:
             return Decision(None, "fewer than two anchors are long enough")
@@ -73,8 +74,8 @@ def _count_uses(weights_A: torch.Tensor, anchors: Sequence[Anchor], top_p: float
 def put_together(
     template: Template,
     known: Known,
-    bases: Sequence[KVSegment],
-    seen: Sequence[Comparison],
+    bases: Bases,
+    seen: Sequence[Comparison | None],
     way: Way,
     *,
     offsets: bool = True,
@@ -83,15 +84,19 @@ def put_together(
     parts = template.parts
     pieces = [Piece(parts[0].tokens)]
     for index, (base, pool) in enumerate(zip(bases, known.pools, strict=True)):
+        text, after = parts[2 * index + 1], parts[2 * index + 2]
+        close = seen[index]
+        if base is None or close is None:
+            pieces += [Piece(text.tokens), Piece(after.tokens)]
+            continue
         anchors = pool.usable(base)
-        after = parts[2 * index + 2]
-        moved = base.add(*text_offset(seen[index], anchors)) if offsets else base
+        moved = base.add(*text_offset(close, anchors)) if offsets else base
         pieces.append(Piece(base.tokens, moved))
         if way.after == "computed":
             pieces.append(Piece(after.tokens))
             continue
         fixed = known.fixed[index]
-        follows = fixed.add(*after_offset(seen[index], anchors)) if offsets else fixed
+        follows = fixed.add(*after_offset(close, anchors)) if offsets else fixed
         pieces.append(Piece(after.tokens, follows))
     return tuple(_last_computed([piece for piece in pieces if piece.tokens]))
 

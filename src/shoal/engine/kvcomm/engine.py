@@ -41,7 +41,7 @@ from shoal.engine.generation import Composition, Piece
 from shoal.engine.kvcomm.anchors import AnchorPool
 from shoal.engine.kvcomm.comparing import Comparer
 from shoal.engine.kvcomm.deciding import decide, put_together
-from shoal.engine.kvcomm.policy import Call, CommPolicy, Decision, Known, Mode, Way
+from shoal.engine.kvcomm.policy import Bases, Call, CommPolicy, Decision, Known, Mode, Way
 from shoal.engine.kvcomm.templates import Part, Template
 from shoal.engine.kvcomm.watches import Glance, Learn
 from shoal.engine.kvshare.movable import immovable
@@ -153,7 +153,10 @@ class KVComm:
 
         def work() -> tuple[Piece, ...]:
             pairs = zip(bases, known.pools, strict=True)
-            seen = [self._compare(salt, base, pool.usable(base)) for base, pool in pairs]
+            seen = [
+                None if base is None else self._compare(salt, base, pool.usable(base))
+                for base, pool in pairs
+            ]
             policy = self.policy
             way = policy.ways[0]
             return put_together(template, known, bases, seen, way, offsets=policy.offsets)
@@ -244,7 +247,7 @@ class KVComm:
         self,
         template: Template,
         known: Known,
-        bases: list[KVSegment],
+        bases: Bases,
         decision: Decision,
         way: Way,
     ) -> tuple[Piece, ...]:
@@ -258,7 +261,7 @@ class KVComm:
         request: Request,
         template: Template,
         known: Known,
-        bases: list[KVSegment],
+        bases: Bases,
         decision: Decision,
         exact: Glance,
         taken: Glance | None = None,
@@ -305,13 +308,20 @@ class KVComm:
 
     # -- what is computed once ------------------------------------------------------------
 
-    async def _read(self, template: Template, salt: str) -> tuple[Known, list[KVSegment]]:
+    async def _read(self, template: Template, salt: str) -> tuple[Known, Bases]:
         """What is known of a template, and the base caches of its texts."""
         if len(template.parts) == 1:
             return Known([], []), []
         known = await self._about(template, salt)
         texts = [part.tokens for part in template.parts[1::2]]
-        return known, list(await asyncio.gather(*(self._base(text, salt) for text in texts)))
+        longest = max(map(len, texts))
+
+        async def base(text: tuple[int, ...]) -> KVSegment | None:
+            if len(text) <= self.policy.short and 4 * len(text) <= longest:
+                return None
+            return await self._base(text, salt)
+
+        return known, await asyncio.gather(*map(base, texts))
 
     async def _about(self, template: Template, salt: str) -> Known:
         """What is known of a template; its fixed pieces are computed once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,6 +51,8 @@ class CommPolicy:
     repair    of moved tokens, on top of offsets
     closer    gated: how a prompt is put together where looks find the first way too far off, before
               everything is computed; None: everything is computed at once
+    short     tokens of a text that is computed where it stands, beside one at least four times as
+              long: its base cache would cost as much
     beginning what a text stands behind when its base cache is computed
     """
 
@@ -65,6 +68,7 @@ class CommPolicy:
     after: Literal["moved", "computed"] = "moved"
     repair: Repair | None = None
     closer: Way | None = CLOSER
+    short: int = 64
     beginning: str = "The task is: "
 
     @property
@@ -81,10 +85,14 @@ class CommPolicy:
                 f"gamma is {self.gamma} and top_p {self.top_p}, but both are shares: give gamma in "
                 "[0, 1] and top_p above 0, up to 1."
             )
-        if min(self.size, self.window, self.budget, self.bases) < 1 or self.sure < 0:
+        if (
+            min(self.size, self.window, self.budget, self.bases) < 1
+            or min(self.sure, self.short) < 0
+        ):
             raise ConfigError(
                 f"Size is {self.size}, window {self.window}, budget {self.budget}, bases "
-                f"{self.bases} and sure {self.sure}: give the first four from 1, and sure from 0."
+                f"{self.bases}, sure {self.sure} and short {self.short}: give the first four from "
+                "1, and the others from 0."
             )
 
 
@@ -117,6 +125,7 @@ class Decision:
     """Whether to move texts, and why.
 
     way   of the policy's; None: everything is computed
+    seen  of each text, beside its anchors; None of one that is computed where it stands
     held  what looks have found is all that speaks against moving
     """
 
@@ -125,8 +134,12 @@ class Decision:
     entropy: float = 0.0
     distance: float = 0.0
     anchors: int = 0
-    seen: tuple[Comparison, ...] = ()
+    seen: tuple[Comparison | None, ...] = ()
     held: bool = False
+
+
+Bases = Sequence[KVSegment | None]
+"""The base cache of each text; None of one that is computed where it stands."""
 
 
 @dataclass(slots=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,10 +13,9 @@ from shoal.core.errors import EngineError
 from shoal.engine.generation import Generation
 from shoal.engine.grammar import Constraint
 from shoal.engine.kvcomm.anchors import Anchor, difference
-from shoal.engine.kvcomm.policy import Known
+from shoal.engine.kvcomm.policy import Bases, Known
 from shoal.engine.kvcomm.templates import Template
 from shoal.engine.local import LocalEngine
-from shoal.engine.segments import KVSegment
 
 
 class Glance:
@@ -90,7 +89,7 @@ class Learn:
         engine: LocalEngine,
         template: Template,
         known: Known,
-        bases: Sequence[KVSegment],
+        bases: Bases,
         commits: list[Callable[[], None]],
         glance: Glance | None = None,
     ) -> None:
@@ -110,6 +109,8 @@ class Learn:
         real = self._engine.cut(job, first, job.prompt_tokens)
         ends = list(itertools.accumulate(rest, initial=0))
         for index, (base, pool) in enumerate(zip(self._bases, self._known.pools, strict=True)):
+            if base is None:
+                continue
             start, middle, end = ends[2 * index : 2 * index + 3]
             text, after = real.slice(start, middle), real.slice(middle, end)
             kept = replace(base, keys_LTKd=base.keys_LTKd.to(base.values_LTKd.dtype))
