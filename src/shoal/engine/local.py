@@ -1,7 +1,7 @@
 """The local engine: a model in this process and one cache that all its requests share.
 
-The engine is an actor on the compute thread: commands and steps are functions in one queue, and
-a busy engine queues its next step behind whatever arrived meanwhile.
+Here requests become jobs and what jobs found becomes answers; :mod:`shoal.engine.actor` runs them
+on the compute thread.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from shoal.core.protocols import (
     Score,
 )
 from shoal.core.records import ToolSpec
+from shoal.engine.actor import Actor, call_on, resolve
 from shoal.engine.adapters import EngineAdapters, Resident
 from shoal.engine.compute import compute
 from shoal.engine.generation import Composition, Generation, HiddenStates, Piece, Reuse
@@ -88,8 +88,7 @@ class LocalEngine:
         self._packed = model.decoder.kernels == "packed"
         self._how = "packed weights in small steps" if self._packed else "exact"
         self._intake = Intake(model, slots=self._pool.slots.capacity, sharing=sharing)
-        self._failure: str | None = None
-        self._stepping = False
+        self._actor = Actor(self._stepper)
 
     @classmethod
     def open(
@@ -227,7 +226,7 @@ class LocalEngine:
             except ShoalError as error:
                 kind: ErrorKind | None = "context" if isinstance(error, ContextOverflow) else None
                 answer.set_result(Completion("", finish="error", error=str(error), error_kind=kind))
-        await self._run(jobs, answers)
+        await self._actor.run(jobs, answers)
         return [answer.result() for answer in answers]
 
     async def score(
@@ -285,7 +284,7 @@ class LocalEngine:
 
     async def close(self) -> None:
         """Give up requests under way and refuse new ones."""
-        await asyncio.wrap_future(compute.future(lambda: self._abandon("The engine is closed.")))
+        await self._actor.close()
 
     # -- from requests to jobs ------------------------------------------------------------
 
@@ -320,7 +319,7 @@ class LocalEngine:
 
         def on_text(piece: str, new: tuple[int, ...]) -> None:
             if on_delta is not None:
-                _call(loop, lambda: on_delta(Delta(index, piece, new)))
+                call_on(loop, lambda: on_delta(Delta(index, piece, new)))
 
         job = Generation(
             request=request,
@@ -331,8 +330,8 @@ class LocalEngine:
             eos_ids=self.model.tokenizer.eos_ids,
             constraint=self._intake.constraint(request.grammar),
             on_text=on_text,
-            on_done=lambda completion: _call(
-                loop, lambda: _resolve(answer, self._told(completion))
+            on_done=lambda completion: call_on(
+                loop, lambda: resolve(answer, self._told(completion))
             ),
             pieces=pieces,
             repair=composition.repair,
@@ -376,10 +375,10 @@ class LocalEngine:
             prefix,
             suffixes,
             salt if resident is None else resident.scope(salt),
-            lambda states: _call(loop, lambda: _resolve(answer, states)),
+            lambda states: call_on(loop, lambda: resolve(answer, states)),
             None if resident is None else resident.adapter,
         )
-        await self._run([job], [answer])
+        await self._actor.run([job], [answer])
         return answer.result()
 
     @torch.inference_mode()
@@ -392,50 +391,6 @@ class LocalEngine:
             logprobs = torch.log_softmax(logits[: len(chosen)], -1).gather(1, chosen)[:, 0]
             parts += logprobs.tolist()
         return Score(text, sum(parts), tuple(parts))
-
-    # -- on the compute thread ------------------------------------------------------------
-
-    async def _run(self, jobs: list[Job], answers: Sequence[asyncio.Future[Any]]) -> None:
-        """Submit jobs as one group and wait; on cancellation take them back."""
-        if self._failure is not None:
-            raise EngineError(self._failure)
-        compute.submit(lambda: self._submit(jobs))
-        try:
-            await asyncio.gather(*answers)
-        except asyncio.CancelledError:
-            compute.submit(lambda: self._cancel(jobs))
-            raise
-
-    def _submit(self, jobs: list[Job]) -> None:
-        self._scheduler.submit(jobs)
-        if self._failure is not None:  # closed while the jobs were on their way
-            self._abandon(self._failure)
-        elif not self._stepping:
-            self._stepping = True
-            self._step()
-
-    def _step(self) -> None:
-        try:
-            self._stepper.step()
-        except Exception as error:
-            self._abandon(f"The engine stopped: {type(error).__name__}: {error}.")
-        self._stepping = self._scheduler.busy
-        if self._stepping:
-            compute.submit(self._step)
-
-    def _cancel(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            self._stepper.cancel(job)
-
-    def _abandon(self, why: str) -> None:
-        self._failure = why
-        for job in [*self._scheduler.running, *self._scheduler.waiting]:
-            if isinstance(job, Generation):
-                done = job.completion(token_bytes=self._pool.token_bytes, error=why)
-                job.on_done(replace(done, error_kind="engine"))
-            else:
-                job.on_done(why)
-            self._scheduler.finish(job)
 
 
 class _Cutter:
@@ -451,18 +406,3 @@ class _Cutter:
 
     def ending(self, job: Generation) -> None:
         """Nothing more is wanted."""
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-    """Run on the event loop, unless that has ended meanwhile."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(function)
-
-
-def _resolve(answer: asyncio.Future[Any], value: object) -> None:
-    if answer.done():
-        return
-    if isinstance(value, str):
-        answer.set_exception(EngineError(value))
-    else:
-        answer.set_result(value)

@@ -1,0 +1,1 @@
+"""Parts of the server's benchmark: servers, a plain client, rough clients."""
