@@ -34,7 +34,7 @@ from passing.reading import times
 
 def run(bench: Bench) -> None:
     """Fidelity on unseen questions, choices with the gate on, and time to first token."""
-    asked = bench.pick(full=36, smoke=2)
+    asked = bench.pick(full=30, smoke=2)
     learned = bench.pick(full=22, smoke=3)
     bench.workload = (
         f"SmolLM2-135M in fp32. Fidelity: {asked} GSM8K questions in the prompts of "

@@ -33,8 +33,6 @@ ARMS = {
     "rotation only, piece computed": CommPolicy(offsets=False, after="computed"),
     "KVCOMM": CommPolicy(),
     "KVCOMM, piece computed": CommPolicy(after="computed"),
-    "random 15 %": CommPolicy(offsets=False, after="computed", repair=Repair("random")),
-    "first 15 % (EPIC)": CommPolicy(offsets=False, after="computed", repair=Repair("first")),
     "CacheBlend 15 %": CommPolicy(offsets=False, after="computed", repair=Repair("deviation")),
     "DHD 15 %": CommPolicy(offsets=False, after="computed", repair=Repair("dhd")),
     "KVCOMM, then DHD 15 %": CommPolicy(after="computed", repair=Repair("dhd")),

@@ -35,8 +35,8 @@ EXACT, ORDERED, PAPER, GATED = (
 
 async def times(bench: Bench, engines: Sequence[LocalEngine]) -> None:
     """Three agents read one document, each behind its own words; three ways to share."""
-    documents = texts(engines[0], bench.pick(full=12, smoke=3), bench.pick(full=1000, smoke=200))
-    warm, answer = bench.pick(full=4, smoke=2), bench.pick(full=16, smoke=8)
+    documents = texts(engines[0], bench.pick(full=11, smoke=3), bench.pick(full=1000, smoke=200))
+    warm, answer = bench.pick(full=3, smoke=2), bench.pick(full=16, smoke=8)
     exact, ordered, *others = engines
     comms = {
         PAPER: KVComm(others[0], CommPolicy(gated=False)),
