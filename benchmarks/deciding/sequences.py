@@ -1,104 +1,65 @@
 """A small model answers sums alone, by vote, by debate, and in sequence by learnt settings.
 
-Every arm may generate as many tokens a sum as every other. Settings of all fixed arms are the best
-of a few on the sums that policies learn from; nothing is chosen on those that all are held to.
+Every arm may generate as many tokens a sum as every other. The order of agents, what they see of
+each other, fixed settings and the game are chosen on the sums that policies learn from; nothing is
+chosen on those that all are held to.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import numpy as np
 
+from deciding import bars
+from deciding.lessons import Lesson, teach
 from deciding.sums import apart
+from deciding.trio import (
+    EXAMPLES,
+    LONGEST,
+    NAMES,
+    RANGES,
+    WRONG,
+    Room,
+    each,
+    hearing_answers,
+    hearing_texts,
+)
+from deciding.ways import Arm, alone, always, debate, majority, sequence, thrice
 from shoal.core.claims import Bench
 from shoal.core.protocols import Engine, Sampling
 from shoal.core.stats import difference_interval, mcnemar_test, wilson_interval
 from shoal.engine.open import open_engine
-from shoal.mechanisms.generations import Generations, Spoken
-from shoal.mechanisms.goods.contribution_game import Game
+from shoal.mechanisms.generations import Generations
 from shoal.mechanisms.goods.evaluators import Graded
-from shoal.mechanisms.goods.features import State, state_of
 from shoal.mechanisms.goods.leave_one_out import marginals, rank_correlation
-from shoal.mechanisms.goods.prompts import ByExample, Heard
-from shoal.mechanisms.goods.public_goods import Observe, PublicGoods
-from shoal.mechanisms.goods.sequence import Decide, Group, Play, play
-from shoal.mechanisms.goods.tasks import Task, answer_in, is_right
-from shoal.training.bandit import BanditOptions
-from shoal.training.decoding_policy import DecodingPolicies, Ranges
-from shoal.training.spgg import Epoch, summary, train
+from shoal.mechanisms.goods.prompts import Each
+from shoal.mechanisms.goods.public_goods import Observe
+from shoal.mechanisms.goods.tasks import Task
+from shoal.training.decoding_policy import DecodingPolicies
+from shoal.training.spgg import summary
 
-NAMES = ("first", "second", "third")
-BUDGET = 200
-"""Tokens that an arm may generate for a sum, shared equally by its calls."""
-LONGEST = 50
-"""Tokens of one call at most: twice what an answer takes."""
-RANGES = Ranges(max_tokens=(10, LONGEST), levels=3)
-LEARN = BanditOptions(hidden=(16, 16), lr=0.03, entropy=0.0, target_kl=0.1)
 FIXED = {
     "greedy": Sampling(),
     "temperature 0.3": Sampling(temperature=0.3, top_k=50),
     "temperature 0.7": Sampling(temperature=0.7, top_k=50),
 }
-
-
-@dataclass(slots=True)
-class Arm:
-    """What one way of working gave, a sum each."""
-
-    right: list[bool]
-    tokens: list[int]
-    prompt_tokens: list[int]
-    plays: Sequence[Play] = ()
-    calls: int = 3
-
-
-@dataclass(slots=True)
-class Room:
-    """What the model said so far, and how it is asked and scored."""
-
-    known: Generations
-    asking: ByExample
-    tasks: list[Task]
-    grade: Graded
-    seeds: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.seeds = [10_000 + k for k in range(len(self.tasks))]
-
-    def group(self, observe: Observe) -> Group:
-        """Three copies of the model in sequence."""
-        models = dict.fromkeys(NAMES, self.known)
-        mechanism = PublicGoods(Game(), observe)
-        return Group(mechanism, NAMES, models, self.asking, self.grade, LONGEST)
-
-    async def say(
-        self, sampling: Sampling, member: int, heard: Sequence[Sequence[Heard]], limit: int
-    ) -> list[Spoken]:
-        """One member's answers to all sums."""
-        asked = replace(sampling, max_tokens=limit, stop=self.asking.stop)
-        return await self.known.generate(
-            [
-                self.asking(task.question, NAMES[member], 1, 1, earlier)
-                for task, earlier in zip(self.tasks, heard, strict=True)
-            ],
-            [replace(asked, seed=3 * seed + member) for seed in self.seeds],
-        )
+FEW = 40
+"""Of the sums to learn from, those on which hearing and settings are measured."""
+OBSERVED: tuple[Observe, ...] = ("last", "all")
 
 
 def with_models(bench: Bench, model: str = "smollm2-135m") -> None:
     """All arms on the same held-out sums, and how each compares with the learnt ones."""
-    learn, hold = bench.pick(full=(40, 40), smoke=(2, 2))
-    shown, learning, held = apart((5, learn, hold), bench.seed_of("sequences") % 2**31)
+    learn, hold = bench.pick(full=(60, 60), smoke=(2, 2))
+    sets = apart((EXAMPLES, EXAMPLES, EXAMPLES, learn, hold), bench.seed_of("sequences") % 2**31)
     engine = open_engine(model)
 
     async def work() -> None:
         try:
-            await measure(bench, engine, tuple(shown), learning, held)
+            await measure(bench, engine, sets[:3], *sets[3:])
         finally:
             await engine.close()
 
@@ -106,163 +67,100 @@ def with_models(bench: Bench, model: str = "smollm2-135m") -> None:
 
 
 async def measure(
-    bench: Bench, engine: Engine, shown: tuple[Task, ...], learning: list[Task], held: list[Task]
+    bench: Bench,
+    engine: Engine,
+    shown: list[list[Task]],
+    learning: list[Task],
+    held: list[Task],
 ) -> None:
-    """Choose settings, learn, and hold everything to sums that were not seen."""
-    asking = ByExample(shown, stop=("\n\n",))
-    known = Generations(engine, longest=LONGEST)
-    grade = Graded(engine)
-    best = await choose(bench, Room(known, asking, learning[:20], grade))
-    room = Room(known, asking, held, grade)
-    learnt, history = await teach(bench, room, learning)
-    fixed = FIXED[best["one alone"]]
-    middles = DecodingPolicies(NAMES, RANGES)
+    """Choose, learn, and hold everything to sums that were not seen."""
+    known, grade = Generations(engine, longest=LONGEST), Graded(engine)
+    room = Room(known, each([hearing_answers(one) for one in shown]), learning, grade)
+    shown = await in_order(bench, room, shown)
+    few = replace(room, tasks=learning[:FEW])
+    room.asking = few.asking = await hearing(bench, few, shown)
+    contrast = replace(room)
+    room.game = bars.choose(bench, await bars.measure(few))
+    fixed, warm, silent = await settings(bench, room)
+    epochs, fewer, episodes = bench.pick(full=(12, 6, 45), smoke=(1, 0, 2))
+    lesson = free = await teach(bench, "chosen game", room, epochs=epochs, episodes=episodes)
+    if fewer:
+        free = await teach(bench, "published game", contrast, epochs=fewer, episodes=episodes)
+    room.tasks, contrast.tasks, room.silent = held, held, silent
+    found = await played(room, contrast, fixed, warm, lesson, free)
+    report(bench, room, found)
+    await contributions(bench, room, found)
+    compare(bench, found)
+    draw(bench, {"chosen game": lesson, "published game": free})
+
+
+async def played(
+    room: Room, contrast: Room, fixed: Sampling, warm: Sampling, lesson: Lesson, free: Lesson
+) -> dict[str, Arm]:
+    """All arms on the room's sums."""
+    middles, learnt = DecodingPolicies(NAMES, RANGES), lesson.policies
     arms: dict[str, Callable[[], Awaitable[Arm]]] = {
         "one alone": lambda: alone(room, fixed),
-        "majority of three": lambda: majority(room, FIXED[best["majority of three"]]),
-        "debate, one round": lambda: debate(room, FIXED[best["majority of three"]]),
+        "one alone, three tries": lambda: thrice(room, warm),
+        "majority of three": lambda: majority(room, fixed),
+        "debate, one round": lambda: debate(room, fixed),
         "sequence, last seen, fixed settings": lambda: sequence(room, "last", always(fixed)),
         "sequence, all seen, fixed settings": lambda: sequence(room, "all", always(fixed)),
         "sequence, last seen, middle settings": lambda: sequence(room, "last", middles.decide()),
         "sequence, all seen, middle settings": lambda: sequence(room, "all", middles.decide()),
+        "learnt in the published game, last seen": lambda: sequence(
+            contrast, "last", free.policies.decide()
+        ),
         "MAC-SPGG, last seen": lambda: sequence(room, "last", learnt.decide()),
         "MAC-SPGG, all seen": lambda: sequence(room, "all", learnt.decide()),
     }
-    found = dict(zip(arms, await asyncio.gather(*(way() for way in arms.values())), strict=True))
-    report(bench, room, found)
-    await contributions(bench, room, found)
-    compare(bench, found)
-    draw(bench, history)
+    return dict(zip(arms, await asyncio.gather(*(way() for way in arms.values())), strict=True))
 
 
-async def choose(bench: Bench, room: Room) -> dict[str, str]:
-    """The fixed settings that are best on sums to learn from; members of a vote must differ."""
-    tried = await asyncio.gather(*(alone(room, sampling) for sampling in FIXED.values()))
-    shares = {name: float(np.mean(arm.right)) for name, arm in zip(FIXED, tried, strict=True)}
-    for name, share in shares.items():
-        bench.arm(f"where settings are chosen: {name}", right=share)
-    warm = {name: share for name, share in shares.items() if FIXED[name].temperature}
-    return {
-        "one alone": max(shares, key=shares.__getitem__),
-        "majority of three": max(warm, key=warm.__getitem__),
-    }
+async def in_order(bench: Bench, room: Room, shown: list[list[Task]]) -> list[list[Task]]:
+    """Examples of the weakest agent first, by what each gets right on the room's sums."""
+    tried = await asyncio.gather(*(alone(room, FIXED["greedy"], i) for i in range(3)))
+    shares = [float(np.mean(arm.right)) for arm in tried]
+    order = sorted(range(3), key=shares.__getitem__)
+    for name, i in zip(NAMES, order, strict=True):
+        bench.arm(f"to learn from: the {name} alone", right=shares[i])
+    return [shown[i] for i in order]
 
 
-async def teach(
-    bench: Bench, room: Room, learning: list[Task]
-) -> tuple[DecodingPolicies, list[Epoch]]:
-    """Policies that learn from the sums for learning, the last seen and all seen in turn.
-
-    Their state tells what was seen, so one set serves both.
-    """
-    epochs, episodes = bench.pick(full=(24, 12), smoke=(1, 2))
-    policies = DecodingPolicies(NAMES, RANGES, LEARN, seed=bench.seed_of("policies"))
-    groups = room.group("last"), room.group("all")
-    started, made, done = time.perf_counter(), room.known.made, []
-    for epoch in bench.track(range(epochs), "policies"):
-        done += await train(
-            groups[epoch % 2], policies, learning, epochs=epoch + 1, episodes=episodes
-        )
-    few = max(1, epochs // 6)
-    for name, part in (("first", done[:few]), ("last", done[-few:])):
+async def hearing(bench: Bench, room: Room, shown: list[list[Task]]) -> Each:
+    """The way of hearing others that is best for the last agent: their texts, or their answers."""
+    ways = {"texts": each([hearing_texts(one) for one in shown])}
+    ways |= {how: each([hearing_answers(one, how) for one in shown]) for how in WRONG}
+    rooms = [replace(room, asking=asking) for asking in ways.values()]
+    arms = await asyncio.gather(
+        *(sequence(one, observe, always(FIXED["greedy"])) for one in rooms for observe in OBSERVED)
+    )
+    shares = np.reshape([np.mean(arm.right) for arm in arms], (len(ways), len(OBSERVED)))
+    for how, (last, everything) in zip(ways, shares.tolist(), strict=True):
         bench.arm(
-            f"learning: {name} {few} of {epochs} epochs",
-            rewards=float(np.mean([sum(one.summary.rewards) for one in part])),
-            right=float(np.mean([one.summary.accuracy for one in part])),
-            tokens=float(np.mean([one.summary.tokens for one in part])),
-            bar_hit=float(np.mean([one.summary.bar_hit for one in part])),
-            free_riders=float(np.mean([one.summary.free_riders for one in part])),
+            f"to learn from: the third in sequence, hearing {how}",
+            last_seen=last,
+            all_seen=everything,
         )
-    bench.arm(
-        "learning: what it took",
-        answers=epochs * episodes * 3,
-        generated=room.known.made - made,
-        seconds=time.perf_counter() - started,
-    )
-    settings = policies.decide()
-    state = state_of(learning[0].question, 1, len(NAMES), [])
-    for place, name in enumerate(NAMES):
-        (one,) = settings(place, [state])
+    return list(ways.values())[int(shares.mean(axis=1).argmax())]
+
+
+async def settings(bench: Bench, room: Room) -> tuple[Sampling, Sampling, int]:
+    """The fixed settings that are best for the strongest, the best for tries that differ, and
+    whether to tell it of another who says nothing, as examples look otherwise then."""
+    ways = [(name, silent) for silent in (0, 1) for name in FIXED]
+    rooms = [replace(room, silent=silent) for silent in (0, 1)]
+    tried = await asyncio.gather(*(alone(rooms[silent], FIXED[name]) for name, silent in ways))
+    shares = {way: float(np.mean(arm.right)) for way, arm in zip(ways, tried, strict=True)}
+    for name in FIXED:
         bench.arm(
-            f"learnt settings of the {name}, before anybody spoke",
-            temperature=one.temperature,
-            top_p=one.top_p,
-            top_k=one.top_k,
-            max_tokens=one.max_tokens,
-            repetition_penalty=one.repetition_penalty,
-            presence_penalty=one.presence_penalty,
+            f"to learn from: the third alone, {name}",
+            told_of_nobody=shares[name, 0],
+            told_of_one_who_is_silent=shares[name, 1],
         )
-    return policies, done
-
-
-def always(sampling: Sampling) -> Decide:
-    """The same settings for everybody."""
-
-    def decide(place: int, states: Sequence[State]) -> list[Sampling]:
-        return [replace(sampling, max_tokens=LONGEST)] * len(states)
-
-    return decide
-
-
-async def alone(room: Room, sampling: Sampling) -> Arm:
-    """One call a sum; it ends by itself long before its tokens are used up."""
-    said = await room.say(sampling, 0, [[]] * len(room.tasks), LONGEST)
-    return _arm(room, [one.text or "" for one in said], [said])
-
-
-async def majority(room: Room, sampling: Sampling) -> Arm:
-    """Three calls a sum that hear nothing of each other; most answers count."""
-    none: list[list[Heard]] = [[] for _ in room.tasks]
-    members = [await room.say(sampling, i, none, LONGEST) for i in range(3)]
-    return _arm(
-        room, [_most([one.text for one in said]) for said in zip(*members, strict=True)], members
-    )
-
-
-async def debate(room: Room, sampling: Sampling) -> Arm:
-    """Three answers, then three that have seen the other two; most of the latter count."""
-    none: list[list[Heard]] = [[] for _ in room.tasks]
-    limit = BUDGET // 6
-    first = [await room.say(sampling, i, none, limit) for i in range(3)]
-    second = []
-    for i in range(3):
-        heard = [
-            [Heard(NAMES[j], first[j][k].text) for j in range(3) if j != i]
-            for k in range(len(room.tasks))
-        ]
-        second.append(await room.say(sampling, i, heard, limit))
-    texts = [_most([one.text for one in said]) for said in zip(*second, strict=True)]
-    return _arm(room, texts, [*first, *second])
-
-
-async def sequence(room: Room, observe: Observe, decide: Decide) -> Arm:
-    """Three calls in order, and the last one's answer."""
-    plays = await play(room.group(observe), room.tasks, decide, seeds=room.seeds)
-    return Arm(
-        [one.right for one in plays],
-        [one.tokens for one in plays],
-        [one.prompt_tokens for one in plays],
-        plays,
-    )
-
-
-def _arm(room: Room, texts: Sequence[str], said: Sequence[Sequence[Spoken]]) -> Arm:
-    rows = list(zip(*said, strict=True))
-    return Arm(
-        [is_right(text, task) for text, task in zip(texts, room.tasks, strict=True)],
-        [sum(one.tokens for one in row) for row in rows],
-        [sum(one.prompt_tokens for one in row) for row in rows],
-        calls=len(said),
-    )
-
-
-def _most(texts: Sequence[str | None]) -> str:
-    """A text with the most frequent answer, the first of several."""
-    answers = [answer_in(text or "") for text in texts]
-    counts = Counter(answer for answer in answers if answer is not None)
-    if not counts:
-        return ""
-    return texts[answers.index(counts.most_common(1)[0][0])] or ""
+    best, silent = max(shares, key=shares.__getitem__)
+    warm = [name for name in FIXED if FIXED[name].temperature]
+    return FIXED[best], FIXED[max(warm, key=lambda name: shares[name, silent])], silent
 
 
 def report(bench: Bench, room: Room, found: dict[str, Arm]) -> None:
@@ -351,13 +249,14 @@ def _difference(ours: np.ndarray, theirs: np.ndarray, bench: Bench) -> object:
     return difference_interval(ours, theirs, paired=True, seed=bench.seed)
 
 
-def draw(bench: Bench, history: list[Epoch]) -> None:
+def draw(bench: Bench, lessons: dict[str, Lesson]) -> None:
     """Rewards and tokens while policies learn."""
-    with bench.plot("policies", "What policies learn: rewards and tokens, by epoch", panels=2) as (
-        rewards,
-        tokens,
-    ):
-        rewards.plot([sum(one.summary.rewards) for one in history])
-        tokens.plot([one.summary.tokens for one in history])
-        rewards.set(xlabel="epoch", ylabel="sum of rewards")
+    with bench.plot(
+        "policies", "What policies learn: right answers and tokens, by epoch", panels=2
+    ) as (right, tokens):
+        for name, lesson in lessons.items():
+            right.plot([one.summary.accuracy for one in lesson.history], label=name)
+            tokens.plot([one.summary.tokens for one in lesson.history], label=name)
+        right.set(xlabel="epoch", ylabel="share of sums right")
         tokens.set(xlabel="epoch", ylabel="tokens generated a sum")
+        right.legend(fontsize=7)

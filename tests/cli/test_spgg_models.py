@@ -78,6 +78,14 @@ def test_a_run_reports_contributions_rewards_and_what_each_added(
     assert "of prompts" in shoal("run", tasks, "--shots", 3, "--tokens", "4,24")
 
 
+def test_what_tokens_cost_is_an_option(tasks: Path) -> None:
+    command = ["run", tasks, "--tokens", "4,24", "--json"]
+    dear, cheap = (json.loads(shoal(*command, "--linear", cost)) for cost in (1.0, 0.4))
+    assert dear["efforts"] == cheap["efforts"]
+    for less, more, effort in zip(dear["rewards"], cheap["rewards"], dear["efforts"], strict=True):
+        assert more - less == pytest.approx(0.6 * effort)
+
+
 def test_bad_input_is_named(tasks: Path, tmp_path: Path) -> None:
     policy = tmp_path / "policies.safetensors"
     shoal("train", tasks, "--policy", policy, "--tokens", "4,24", "--epochs", 1)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from shoal.cli.console import console, errors, print_json
-from shoal.cli.spgg import AGENTS, BAR, GAMMA, JSON, PENALTY, RHO
+from shoal.cli.spgg import AGENTS, BAR, GAMMA, JSON, PENALTY, QUADRATIC, RHO
 from shoal.cli.spgg import app as spgg
 from shoal.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from shoal.core.protocols import Engine
+    from shoal.mechanisms.goods.contribution_game import Game
     from shoal.mechanisms.goods.sequence import Play
     from shoal.training.spgg import Epoch, Summary
     from shoal.training.spgg_job import Job, Settings
@@ -29,6 +30,7 @@ SHOTS = typer.Option(0, min=0, help="Tasks with solutions that are shown as exam
 TOKENS = typer.Option("100,400", help="Least and largest token limit of an answer.")
 HELD_OUT = typer.Option(0.3, help="Share of the tasks, the last ones, to be held to.")
 CACHE = typer.Option(None, help="Keep what was generated in this file.")
+LINEAR = typer.Option(1.0, help="Cost of a share e of the largest limit: LINEAR e + QUADRATIC e².")
 
 
 @spgg.command()
@@ -49,6 +51,8 @@ def train(
     rho: float = RHO,
     penalty: float = PENALTY,
     bar: float = BAR,
+    linear: float = LINEAR,
+    quadratic: float = QUADRATIC,
     seed: int = typer.Option(0, help="Every draw follows from it."),
     json: bool = JSON,
 ) -> None:
@@ -60,7 +64,8 @@ def train(
     from shoal.training.spgg import train as learn
 
     limits = _limits(tokens)
-    settings = _settings(observe, agents, gamma, rho, penalty, bar, shots, limits, held_out)
+    game = _game(agents, gamma, rho, penalty, bar, linear, quadratic)
+    settings = _settings(observe, game, shots, limits, held_out)
     ranges = Ranges(max_tokens=limits)
     options = BanditOptions(lr=lr, target_kl=0.05, entropy=0.0)
     known = (
@@ -118,6 +123,8 @@ def run(
     rho: float = RHO,
     penalty: float = PENALTY,
     bar: float = BAR,
+    linear: float = LINEAR,
+    quadratic: float = QUADRATIC,
     json: bool = JSON,
 ) -> None:
     """Let a sequence of models answer tasks; show contributions, rewards and free riders."""
@@ -129,7 +136,8 @@ def run(
     from shoal.training.spgg import summary
 
     limits = _limits(tokens)
-    settings = _settings(observe, agents, gamma, rho, penalty, bar, shots, limits, 0.0)
+    game = _game(agents, gamma, rho, penalty, bar, linear, quadratic)
+    settings = _settings(observe, game, shots, limits, 0.0)
     ranges = Ranges(max_tokens=limits)
     known = (
         DecodingPolicies.load(policy, ranges=ranges)
@@ -172,24 +180,29 @@ def _job(tasks: Path, engine: Engine, settings: Settings, cache: Path | None) ->
     return prepare(read_tasks(tasks), engine, settings, cache)
 
 
-def _settings(
-    observe: str,
+def _game(
     agents: int,
     gamma: float,
     rho: float,
     penalty: float,
     bar: float,
-    shots: int,
-    limits: tuple[float, float],
-    held_out: float,
+    linear: float,
+    quadratic: float,
+) -> Game:
+    from shoal.mechanisms.goods.contribution_game import Cost, Game
+
+    return Game(agents, gamma, rho, penalty, bar, Cost(linear, quadratic))
+
+
+def _settings(
+    observe: str, game: Game, shots: int, limits: tuple[float, float], held_out: float
 ) -> Settings:
-    from shoal.mechanisms.goods.contribution_game import Game
     from shoal.training.spgg_job import Settings
 
     return Settings(
-        tuple(f"agent {i + 1}" for i in range(agents)),
+        tuple(f"agent {i + 1}" for i in range(game.agents)),
         observe,  # type: ignore[arg-type]
-        Game(agents, gamma, rho, penalty, bar),
+        game,
         shots,
         round(limits[1]),
         held_out,
