@@ -38,7 +38,7 @@ from shoal.core.protocols import (
 from shoal.core.records import Message
 from shoal.engine.compute import compute
 from shoal.engine.generation import Composition, Piece
-from shoal.engine.kvcomm.anchors import AnchorPool
+from shoal.engine.kvcomm.anchors import Anchor, AnchorPool, Comparison
 from shoal.engine.kvcomm.comparing import Comparer
 from shoal.engine.kvcomm.deciding import decide, put_together
 from shoal.engine.kvcomm.policy import Bases, Call, CommPolicy, Decision, Known, Mode, Way
@@ -154,7 +154,7 @@ class KVComm:
         def work() -> tuple[Piece, ...]:
             pairs = zip(bases, known.pools, strict=True)
             seen = [
-                None if base is None else self._compare(salt, base, pool.usable(base))
+                None if base is None else self._compared(salt, base, pool.usable(base))
                 for base, pool in pairs
             ]
             policy = self.policy
@@ -214,7 +214,7 @@ class KVComm:
             return answer
         started = time.perf_counter()
         known, bases = await self._read(template, request.salt)
-        compare = functools.partial(self._compare, request.salt)
+        compare = functools.partial(self._compared, request.salt)
         decision = await _on_compute(lambda: decide(known, bases, self.policy, compare))
         looks = self.policy.gated and (decision.way is not None or decision.held) and known.looks()
         margin = kl = None
@@ -293,6 +293,10 @@ class KVComm:
         if weighs and on_delta is not None and not seen.unsure and answer.tokens:
             on_delta(Delta(0, answer.text, answer.tokens))
         return answer, seen
+
+    def _compared(self, salt: str, base: KVSegment, anchors: Sequence[Anchor]) -> Comparison:
+        """Base caches of equal tokens are equal in one scope and behind one beginning."""
+        return self._compare(repr((salt, self.policy.beginning)), base, anchors)
 
     def _told(
         self,
