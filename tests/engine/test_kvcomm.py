@@ -217,7 +217,7 @@ async def test_an_anchors_own_question_is_answered_as_exactly(engine: LocalEngin
     for question in (longest, "w" * len(longest)):
         await comm.generate([ask(question)])
     template = comm.template(ask(longest))
-    known = await next(iter(comm._known.values()))
+    (known,) = comm.library.templates
     known.pools[0].anchors = known.pools[0].anchors[:1]
     pieces = await comm.pieces(template)
     real = await engine.capture(template.tokens)
@@ -332,7 +332,7 @@ async def test_a_choice_in_doubt_is_answered_exactly(engine: LocalEngine, sure: 
         whole = (Segment(tokens=comm.template(choose(question)).tokens),)
         (exact,) = await engine.generate([replace(choose(question), prompt=whole)])
         assert answer.tokens == exact.tokens
-        known = await next(iter(comm._known.values()))
+        (known,) = comm.library.templates
         assert len(known.pools[0].anchors) == 3  # what was computed is an anchor, too
     else:
         assert last.mode == "moved"
@@ -343,7 +343,7 @@ async def closed(engine: LocalEngine, policy: CommPolicy, *closed: int) -> KVCom
     comm = KVComm(engine, policy)
     for question in sorted(QUESTIONS, key=len, reverse=True)[:2]:
         await comm.generate([ask(question)])
-    known = await next(iter(comm._known.values()))
+    (known,) = comm.library.templates
     known.gates[0].every = 1
     known.gates[0].max_kl = 2.0  # an untrained model is easily led astray
     for way in closed:
@@ -389,8 +389,8 @@ async def test_a_short_text_beside_a_long_one_is_computed_where_it_stands(
     assert [call.mode for call in comm.calls] == ["dense", "dense", "moved"]
     computed = len("word 2" * 3 + " And you?")
     assert answer.usage.computed_prompt_tokens == computed
-    assert len(comm._bases) == 3  # of the documents alone
-    known = await next(iter(comm._known.values()))
+    assert comm.library.texts == 3  # of the documents alone
+    (known,) = comm.library.templates
     assert [len(pool.anchors) for pool in known.pools] == [2, 0]
     alike = KVComm(engine, CommPolicy(gamma=1, gated=False, repair=Repair(share=1)))
     for index in range(3):
@@ -411,7 +411,7 @@ async def test_a_free_answer_is_never_in_doubt(engine: LocalEngine) -> None:
 async def test_a_call_that_is_cancelled_leaves_its_text_to_others(engine: LocalEngine) -> None:
     comm = KVComm(engine, CommPolicy(gamma=1))
     call = asyncio.create_task(comm.generate([ask(QUESTIONS[0])]))
-    while not comm._known:
+    while not comm.library._known:
         await asyncio.sleep(0)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -469,9 +469,7 @@ async def test_damaged_anchors_are_learned_anew_with_a_warning(
     first = KVComm(engine, CommPolicy(gamma=1, gated=False), tmp_path)
     for question in QUESTIONS[:3]:
         await first.generate([ask(question)])
-    for task in first._known.values():
-        for index, pool in enumerate((await task).pools):
-            pool.save(first._file(first._key(first.template(ask("?")), ""), index))
+    first.library.save()
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
     again = KVComm(engine, CommPolicy(gamma=1, gated=False), tmp_path)

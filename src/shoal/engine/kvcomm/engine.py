@@ -12,11 +12,10 @@ import functools
 import logging
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -38,28 +37,25 @@ from shoal.core.protocols import (
 from shoal.core.records import Message
 from shoal.engine.compute import compute
 from shoal.engine.generation import Composition, Piece
-from shoal.engine.kvcomm.anchors import Anchor, AnchorPool, Comparison
-from shoal.engine.kvcomm.comparing import Comparer
 from shoal.engine.kvcomm.deciding import decide, put_together
+from shoal.engine.kvcomm.library import Library
 from shoal.engine.kvcomm.policy import Bases, Call, CommPolicy, Decision, Known, Mode, Way
 from shoal.engine.kvcomm.templates import Part, Template
 from shoal.engine.kvcomm.watches import Glance, Learn
 from shoal.engine.kvshare.movable import immovable
 from shoal.engine.local import LocalEngine
 from shoal.engine.repair import Repair
-from shoal.engine.segments import KVSegment
 
 T = TypeVar("T")
-K = TypeVar("K")
 _log = logging.getLogger(__name__)
 
 
 class KVComm:
     """Implements :class:`shoal.core.protocols.Engine` around a local engine.
 
-    ``calls`` tells what became of each request with placeholders; anchors outlive the engine in
-    ``folder``, where one is given. ``disabled`` says why nothing is ever moved here: a model whose
-    keys cannot be rotated is answered exactly.
+    ``calls`` tells what became of each request with placeholders; ``library`` holds what is
+    computed once, and anchors outlive the engine in ``folder``, where one is given. ``disabled``
+    says why nothing is ever moved here: a model whose keys cannot be rotated is answered exactly.
     """
 
     def __init__(
@@ -67,13 +63,9 @@ class KVComm:
     ) -> None:
         self.engine = engine
         self.policy = policy
-        self.folder = folder
         self.disabled = compute.call(lambda: immovable(engine.model.decoder))
         self.calls: list[Call] = []
-        self._known: dict[str, asyncio.Task[Known]] = {}
-        self._bases: OrderedDict[tuple[str, tuple[int, ...]], asyncio.Task[KVSegment]]
-        self._bases = OrderedDict()
-        self._compare = Comparer()
+        self.library = Library(engine, policy, folder)
         self._active = 0
         self._waiting: list[Callable[[], None]] = []
 
@@ -128,20 +120,13 @@ class KVComm:
 
     async def close(self) -> None:
         """Keep the anchors, where there is a folder for them, and close the engine."""
-        if self.folder is not None:
-            for key, task in self._known.items():
-                if not task.done() or task.cancelled() or task.exception() is not None:
-                    continue
-                for index, pool in enumerate(task.result().pools):
-                    if pool.anchors:
-                        pool.save(self._file(key, index))
+        self.library.save()
         await self.engine.close()
 
     def with_policy(self, policy: CommPolicy) -> KVComm:
         """The same engine and everything known so far, put to work by another policy."""
-        other = KVComm(self.engine, policy, self.folder)
-        other._known, other._bases = self._known, self._bases
-        other._compare = self._compare
+        other = KVComm(self.engine, policy)
+        other.library = self.library.with_policy(policy)
         return other
 
     async def pieces(self, template: Template, salt: str = "") -> tuple[Piece, ...]:
@@ -149,12 +134,12 @@ class KVComm:
 
         Raises ``ValueError`` where a placeholder has no anchor that is long enough.
         """
-        known, bases = await self._read(template, salt)
+        known, bases = await self.library.read(template, salt)
 
         def work() -> tuple[Piece, ...]:
             pairs = zip(bases, known.pools, strict=True)
             seen = [
-                None if base is None else self._compared(salt, base, pool.usable(base))
+                None if base is None else self.library.compare(salt, base, pool.usable(base))
                 for base, pool in pairs
             ]
             policy = self.policy
@@ -213,8 +198,8 @@ class KVComm:
             self._told("dense", Decision(None, self.disabled), 0.0)
             return answer
         started = time.perf_counter()
-        known, bases = await self._read(template, request.salt)
-        compare = functools.partial(self._compared, request.salt)
+        known, bases = await self.library.read(template, request.salt)
+        compare = functools.partial(self.library.compare, request.salt)
         decision = await _on_compute(lambda: decide(known, bases, self.policy, compare))
         looks = self.policy.gated and (decision.way is not None or decision.held) and known.looks()
         margin = kl = None
@@ -225,9 +210,8 @@ class KVComm:
             answer, seen = await self._moved(request, pieces, way, on_delta)
             margin = seen.margin if seen.margin < math.inf else None
             if not seen.unsure:
-                if looks:
-                    exact = await self._glance(request, (Piece(template.tokens),))
-                    kl = await self._note(request, template, known, bases, decision, exact, seen)
+                if looks and not answer.error:
+                    kl = await self._look(request, template, known, bases, decision, taken=seen)
                 self._told("moved", decision, seconds, kl, margin)
                 why = decision.why if kl is None else f"KL {kl:.3f}"
                 how = answer.how if answer.error else f"{answer.how} ({why})"
@@ -239,7 +223,7 @@ class KVComm:
         whole = (Piece(template.tokens),)
         (answer,) = await self.engine.compose([Composition(request, whole, watch=learn)], on_delta)
         if decision.held and looks and not answer.error:  # would it be good enough by now?
-            kl = await self._note(request, template, known, bases, decision, exact)
+            kl = await self._look(request, template, known, bases, decision, exact=exact)
         self._told("dense", decision, seconds, kl, margin)
         return _later(answer, seconds)
 
@@ -256,29 +240,36 @@ class KVComm:
             lambda: put_together(template, known, bases, decision.seen, way, offsets=offsets)
         )
 
-    async def _note(
+    async def _look(
         self,
         request: Request,
         template: Template,
         known: Known,
         bases: Bases,
         decision: Decision,
-        exact: Glance,
+        *,
+        exact: Glance | None = None,
         taken: Glance | None = None,
-    ) -> float:
+    ) -> float | None:
         """Note how far every way up to the one that was taken is from exact; of the last in nats.
 
-        Cheaper ways are tried as well: anchors that came since may have opened them again.
+        Cheaper ways are tried as well: anchors that came since may have opened them again. A look
+        that fails is none, as the answer is there already.
         """
-        kl = 0.0
-        for index, (way, gate) in enumerate(zip(self.policy.ways, known.gates, strict=False)):
-            if taken is not None and index == decision.way:
-                kl = _divergence(exact, taken)
+        kl = None
+        try:
+            exact = exact or await self._glance(request, (Piece(template.tokens),))
+            for index, (way, gate) in enumerate(zip(self.policy.ways, known.gates, strict=False)):
+                found = taken if index == decision.way else None
+                if found is None:
+                    pieces = await self._put_together(template, known, bases, decision, way)
+                    found = await self._glance(request, pieces, way.repair)
+                kl = _divergence(exact, found)
                 gate.note(decision.distance, kl)
-                break
-            pieces = await self._put_together(template, known, bases, decision, way)
-            kl = _divergence(exact, await self._glance(request, pieces, way.repair))
-            gate.note(decision.distance, kl)
+                if index == decision.way:
+                    break
+        except EngineError as error:
+            _log.warning("A look at a moved prompt failed: %s", error)
         return kl
 
     async def _moved(
@@ -294,10 +285,6 @@ class KVComm:
             on_delta(Delta(0, answer.text, answer.tokens))
         return answer, seen
 
-    def _compared(self, salt: str, base: KVSegment, anchors: Sequence[Anchor]) -> Comparison:
-        """Base caches of equal tokens are equal in one scope and behind one beginning."""
-        return self._compare(repr((salt, self.policy.beginning)), base, anchors)
-
     def _told(
         self,
         mode: Mode,
@@ -309,71 +296,6 @@ class KVComm:
         ms, anchors = seconds * 1e3, found.anchors
         told = Call(mode, found.why, found.entropy, found.distance, anchors, ms, kl, margin)
         self.calls.append(told)
-
-    # -- what is computed once ------------------------------------------------------------
-
-    async def _read(self, template: Template, salt: str) -> tuple[Known, Bases]:
-        """What is known of a template, and the base caches of its texts."""
-        if len(template.parts) == 1:
-            return Known([], []), []
-        known = await self._about(template, salt)
-        texts = [part.tokens for part in template.parts[1::2]]
-        longest = max(map(len, texts))
-
-        async def base(text: tuple[int, ...]) -> KVSegment | None:
-            if len(text) <= self.policy.short and 4 * len(text) <= longest:
-                return None
-            return await self._base(text, salt)
-
-        return known, await asyncio.gather(*map(base, texts))
-
-    async def _about(self, template: Template, salt: str) -> Known:
-        """What is known of a template; its fixed pieces are computed once."""
-        key = self._key(template, salt)
-        return await _once(self._known, key, lambda: self._first_seen(template, salt))
-
-    def _key(self, template: Template, salt: str) -> str:
-        """Names what anchors are of use to; a fingerprint tells those of another model."""
-        return template.key(salt, self.policy.beginning)
-
-    async def _first_seen(self, template: Template, salt: str) -> Known:
-        encode = self.engine.model.tokenizer.encode
-        parts = [
-            part.tokens if not part.placeholder else tuple(encode(f"{{{part.placeholder}}}"))
-            for part in template.parts
-        ]
-        start = len(parts[0])  # the beginning is exact, and shared like any other
-        tokens = [token for part in parts for token in part]
-        rest = await self.engine.capture(tokens, start, salt)
-        fixed, done = [], 0
-        for index, part in enumerate(parts[1:], 1):
-            if index % 2 == 0:
-                fixed.append(rest.slice(done, done + len(part)))
-            done += len(part)
-        policy = self.policy
-        pools = [
-            AnchorPool(policy.size, policy.window, policy.budget) for _ in range(len(parts) // 2)
-        ]
-        if self.folder is not None:
-            for index, pool in enumerate(pools):
-                path = self._file(self._key(template, salt), index)
-                if not pool.load(path, self.engine.model.fingerprint) and path.exists():
-                    _log.warning("%s is damaged or of another model: anchors begin anew.", path)
-        return Known(fixed, pools)
-
-    def _file(self, key: str, index: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{key}-{index}.safetensors"
-
-    async def _base(self, tokens: tuple[int, ...], salt: str) -> KVSegment:
-        """A text's own keys and values, behind the fixed beginning; computed once."""
-        before = self.engine.model.tokenizer.encode(self.policy.beginning)
-        key = (salt, (*before, *tokens))
-        task = _once(self._bases, key, lambda: self.engine.capture(key[1], len(before), salt))
-        self._bases.move_to_end(key)
-        while len(self._bases) > self.policy.bases:
-            self._bases.popitem(last=False)
-        return await task
 
     async def _glance(
         self, request: Request, pieces: tuple[Piece, ...], repair: Repair | None = None
@@ -413,16 +335,6 @@ def _later(answer: Completion, seconds: float) -> Completion:
         total_ms=answer.usage.total_ms + seconds * 1e3,
     )
     return replace(answer, usage=usage)
-
-
-def _once(
-    kept: MutableMapping[K, asyncio.Task[T]], key: K, make: Callable[[], Coroutine[Any, Any, T]]
-) -> asyncio.Future[T]:
-    """What is made once for all who ask, and again where it failed; who leaves does not end it."""
-    task = kept.get(key)
-    if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-        task = kept[key] = asyncio.create_task(make())
-    return asyncio.shield(task)
 
 
 async def _on_compute(work: Callable[[], T]) -> T:
