@@ -84,7 +84,8 @@ async def times(bench: Bench, engines: Sequence[LocalEngine]) -> None:
             axes.bar(places, heights, 0.2, label=arm)
         axes.set_xticks(range(len(READERS)), list(READERS))
         axes.set_ylabel("ms")
-        axes.legend()
+        axes.margins(y=0.25)
+        axes.legend(loc="upper center", ncols=2)
 
 
 def judge(bench: Bench, first: dict[tuple[str, int], list[float]]) -> None:
