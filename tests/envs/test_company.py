@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from shoal.envs.company.office import Office
 from shoal.envs.company.seed import TEAMS, seed_calls
 from shoal.envs.company.served import Offered, served_operations
 from shoal.envs.company.solving import Bench, Bill, Look, gateway_look, once_look, oracle_look
-from shoal.envs.company.tasks import Task, filled, find_task, load_tasks, verified
+from shoal.envs.company.tasks import Task, filled, find_task, gold, load_tasks, verified
 from shoal.tools import sources
 from shoal.tools.gateway import Access, Gateway, Shelf
 from shoal.tools.importers.botocore import from_botocore
@@ -98,6 +99,29 @@ def test_a_snapshot_brings_back_identifiers_too(account: Account) -> None:
     assert [k["KeyId"] for k in account.call("kms", "ListKeys", {})["Keys"]] == [key]
     again = account.call("secretsmanager", "DescribeSecret", {"SecretId": "a"})
     assert secret["VersionId"] in again["VersionIdsToStages"]
+
+
+@pytest.mark.parametrize("name", ["dms-CreateEndpoint", "s3-CreateMultipartUpload"])
+def test_identifiers_from_other_generators_follow_from_the_seed_too(
+    account: Account, name: str
+) -> None:
+    task, states = find_task(name), []
+    for seed in (7, 7, 8):
+        account.reset((*seed_calls(), *task.setup), seed=seed)
+        gold(task, account)
+        states.append(account.state())
+    first, again, other = states
+    assert not difference(first, again)
+    assert difference(first, other)
+
+
+def test_a_refusal_passes_through_a_context_manager(account: Account) -> None:
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        yield
+
+    with pytest.raises(Refused), block():
+        account.call("sqs", "GetQueueUrl", {"QueueName": "nothing"})
 
 
 def test_what_cannot_be_is_refused_as_the_real_service_does(account: Account) -> None:
@@ -219,6 +243,17 @@ async def test_what_was_not_found_is_not_called(account: Account, gateway: Gatew
     solved = await bench.scripted(find_task("orders-fan-out"), once_look(lambda query, k: []))
     assert (solved.done, solved.bill.calls) == (False, 0)
     assert "was not found" in solved.why
+
+
+async def test_attempts_that_change_nothing_do_not_damage_the_next(
+    account: Account, gateway: Gateway
+) -> None:
+    task, bench = find_task("orders-fan-out"), Bench(account, gateway)
+    for _ in range(2):
+        idle = await bench.scripted(task, once_look(lambda query, k: []))
+        assert (idle.done, idle.bill.calls) == (False, 0)
+        solved = await bench.scripted(task, oracle_look)
+        assert (solved.done, solved.damage) == (True, 0)
 
 
 async def test_damage_is_counted(account: Account, gateway: Gateway) -> None:

@@ -42,7 +42,7 @@ class Called:
     arguments: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Refused(Exception):
     """A call that the cloud refused; ``code`` is its own word for why."""
 

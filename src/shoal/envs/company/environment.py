@@ -144,7 +144,6 @@ class Company:
         found: Mapping[str, str]
         self.task, self._steps, calls, found, self._before = snapshot
         self._office.account.restore(calls)
-        self._bench.forget()
         self._session = self._opened()
         self._session.found.update(found)
 

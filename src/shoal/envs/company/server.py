@@ -4,6 +4,9 @@ Started as ``python -m shoal.envs.company.server``. It listens on loopback, prin
 ends when its stdin closes, so that it never outlives who started it. Beside moto's own addresses
 it answers ``GET /company/state`` with everything its services hold, as leaves by path, without
 what changes by itself (times, random salts).
+
+Some of moto's services draw identifiers from Python's generator or the system's instead of moto's
+own. Here all of them follow from the seed: this process keeps no secret.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import random
 import sys
 import threading
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -79,8 +84,11 @@ def main() -> None:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     moto = DomainDispatcherApplication(create_backend_app)
+    os.urandom = random.randbytes
 
     def application(environ: dict[str, Any], start: Any) -> Any:
+        if environ["PATH_INFO"] == "/moto-api/seed":
+            random.seed(urllib.parse.parse_qs(environ["QUERY_STRING"])["a"][0])
         if environ["PATH_INFO"] == "/company/state":
             body = json.dumps(state()).encode()
             start("200 OK", [("Content-Type", "application/json")])

@@ -131,27 +131,20 @@ class Bench:
     account: Account
     gateway: Gateway
     _golds: dict[str, Difference] = field(default_factory=dict)
-    _begun: tuple[str, int, dict[str, str]] = ("", 0, {})
 
     def begin(self, task: Task) -> dict[str, str]:
-        """The company as the task finds it; its state. Where the last attempt at the same task
-        made no call, it is still so."""
-        name, made, state = self._begun
-        if name == task.name and made == len(self.account.made):
-            return state
+        """The company as the task finds it; its state.
+
+        It is made anew also where the last attempt changed nothing: whatever was read since has
+        drawn from what identifiers are made of, and the same calls would make others.
+        """
         if task.name not in self._golds and task.kind != "impossible":
             self.account.reset((*seed_calls(), *task.setup))
             before = self.account.state()
             gold(task, self.account)
             self._golds[task.name] = difference(before, self.account.state())
         self.account.reset((*seed_calls(), *task.setup))
-        state = self.account.state()
-        self._begun = task.name, len(self.account.made), state
-        return state
-
-    def forget(self) -> None:
-        """The account may have changed in ways that its calls do not show."""
-        self._begun = ("", 0, {})
+        return self.account.state()
 
     def end(self, task: Task, before: Mapping[str, str], bill: Bill, why: str) -> Solved:
         """Judge what was done: the difference is taken before predicates read anything."""
@@ -190,7 +183,6 @@ class Bench:
     async def by(self, task: Task, act: Callable[[Task, Bill], Awaitable[str]]) -> Solved:
         """Let anything else work on a task; ``act`` says why it stopped."""
         before, bill = self.begin(task), Bill()
-        self.forget()  # what is done past the account is not among its calls
         why = await act(task, bill)
         return self.end(task, before, bill, why)
 
