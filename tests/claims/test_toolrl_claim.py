@@ -12,14 +12,16 @@ from typer.testing import CliRunner
 
 from shoal.cli import app
 from shoal.core.claims import Bench, find_system, runner
+from shoal.envs.tool_world import HELD_OUT
 from shoal.training.compare import Comparison, Curve, Start
 
 
-def claim():
+def part(name: str):
+    """A module of the claim's own."""
     checkout = runner.find_checkout()
     assert checkout is not None
     runner.load_claim(find_system("toolrl"), checkout)
-    return sys.modules["shoal_benchmarks.toolrl"]
+    return sys.modules[f"calling.{name}"]
 
 
 def curve(seed: int, greedy: list[float], mixed: float) -> Curve:
@@ -35,19 +37,29 @@ def test_silent_groups_and_looks_are_read_off_the_runs():
     starts = tuple(Start(seed, {}, 0.1, {}) for seed in (0, 1))
     found = Comparison((curve(0, [0.2, 0.4, 0.6], 0.75), curve(1, [0.1, 0.2, 0.3], 0.5)), starts,
                        100)  # fmt: skip
-    assert claim().zero_variance(found, "original") == [0.25, 0.5]
-    assert claim().hacked(found, "original") == 1.0
+    assert part("telling").zero_variance(found, "original") == [0.25, 0.5]
+    assert part("telling").hacked(found, "original") == 1.0
     greedy = found.measured("original", "held_out.greedy")
     assert greedy[:, 0].tolist() == [0.2, 0.1] and greedy[:, 50].tolist() == [0.4, 0.2]
     assert found.on([1]).aucs("original") == pytest.approx([0.1])
 
 
 def test_variants_take_the_originals_rate_and_main_arms_their_own():
-    module = claim()
+    module = part("world")
     rates = {"original": 1.0, "coarse": 2.0, "binary": 3.0}
     rated = module.rated({**module.MAIN, **module.OTHERS}, rates)
     assert {name: rated[name]["optimiser"]["lr"] for name in module.MAIN} == rates
     assert {rated[name]["optimiser"]["lr"] for name in module.OTHERS} == {1.0}
+
+
+def test_choices_look_at_requests_that_are_neither_learned_from_nor_tested():
+    module = part("world")
+    base = module.tool_world(Bench(smoke=True))
+    chosen = module.validated(base).environment
+    assert chosen.train[1] <= chosen.held_out[0] < chosen.held_out[1] <= HELD_OUT
+    assert base.environment.held_out[0] >= HELD_OUT
+    changed = module.slipping(base, 0.0)["environment"]["options"]
+    assert changed == {**base.environment.options, "slips": 0.0}
 
 
 @pytest.mark.slow
@@ -56,7 +68,7 @@ def test_a_real_model_with_an_adapter_learns_from_bfcl():
     if find_spec("bfcl_eval") is None:
         pytest.skip("bfcl-eval's data is not installed")
     bench = Bench(smoke=True)
-    claim().real_model(bench)
+    part("bfcl").real_model(bench)
     arms = {arm.name.rpartition(", ")[2]: arm.metrics for arm in bench.arms}
     assert set(arms) == {"as it comes", "warm-started", "trained", "updates"}
     assert arms["updates"]["warm_start_loss"] > 0

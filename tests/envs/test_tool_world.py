@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from shoal.core.errors import ConfigError
-from shoal.envs.tool_world import HELD_OUT, PARAMETER_NAMES, TOOL_NAMES, ToolWorld
+from shoal.envs.tool_world import HELD_OUT, KINDS, NUMBERS, PARAMETER_NAMES, TOOL_NAMES, ToolWorld
 from shoal.training.policies import word_policy
 
 SEEDS = range(400)
@@ -69,13 +69,36 @@ def test_names_mean_nothing_and_change_with_every_request(world: ToolWorld) -> N
     assert min(len(names) for names in called.values()) > 13
 
 
-def test_parameters_may_keep_their_names() -> None:
-    world = ToolWorld(masked="tools", calls=(1, 1), parameters=(1, 1), irrelevant=0.0)
-    text = world.reset(0)
-    for tool in world.tools:
-        (kind,) = tool.parameters["properties"]
-        assert f"tool {tool.description} {tool.name} {kind}" in text
-    assert world.step(world.expert_action()).solved
+def test_a_number_alone_may_be_what_is_drawn() -> None:
+    world = ToolWorld(masked="numbers", calls=(1, 1), parameters=(1, 1), irrelevant=0.0)
+    numbers: dict[str, set[int]] = {}
+    for seed in SEEDS:
+        text = world.reset(seed)
+        for tool in world.tools:
+            (kind,) = tool.parameters["properties"]
+            assert f"tool {tool.name} {kind}" in text
+            number = int(tool.name.removeprefix(tool.description))
+            numbers.setdefault(tool.description, set()).add(number)
+        assert world.step(world.expert_action()).solved
+    assert set().union(*numbers.values()) == set(NUMBERS) and min(map(len, numbers.values())) > 13
+
+
+def test_each_part_can_slip_by_itself() -> None:
+    world = ToolWorld(masked="numbers", calls=(1, 1), parameters=(1, 1), slips={"value": 1.0})
+    right, silent = [], []
+    for seed in SEEDS:
+        world.reset(seed)
+        said = world.dialect.read(world.expert_action())
+        if not world.wanted.calls:
+            silent.append(not said.calls)
+            continue
+        (call,), (mine,) = world.wanted.example().calls, said.calls
+        assert mine.name == call.name and mine.arguments.keys() == call.arguments.keys()
+        right.append(mine.arguments == call.arguments)
+    assert all(silent)
+    # any value of its type is as likely as the right one
+    chance = np.mean([1 / len(values) for values in KINDS.values()])
+    assert np.mean(right) == pytest.approx(chance, abs=0.08)
 
 
 def test_slips_call_where_nothing_should_be_called() -> None:
@@ -124,7 +147,9 @@ def test_slips_are_the_same_each_time_and_as_many_as_asked_for() -> None:
     assert world.step(world.expert_action()).solved
 
 
-def test_a_policy_of_words_reads_and_writes_all_of_it(world: ToolWorld) -> None:
+@pytest.mark.parametrize("masked", ["all", "numbers"])
+def test_a_policy_of_words_reads_and_writes_all_of_it(masked: str) -> None:
+    world = ToolWorld(masked=masked)  # type: ignore[arg-type]
     policy = word_policy(world.words(), hidden=16, heads=2, layers=1, context=256)
     unknown = policy.tokenizer.encode("<unknown>")[0]
     for seed in range(100):
@@ -154,6 +179,7 @@ def test_answers_compare_as_calls_in_no_order() -> None:
         {"offered": 12},
         {"parameters": (0, 2)},
         {"masked": "some"},
+        {"slips": {"values": 0.5}},
     ],
 )
 def test_worlds_that_cannot_be_are_refused(options: dict[str, object]) -> None:

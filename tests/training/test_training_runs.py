@@ -423,6 +423,7 @@ def test_a_cut_off_last_line_of_metrics_is_dropped(tmp_path: Path) -> None:
         ({"environment": {"name": "taxi", "train": [0, 9], "held_out": [8, 20]}}, "share seeds"),
         ({"environment": {"name": "taxi", "train": [5, 5]}}, "are none"),
         ({"groups": {"tasks": 9}}, "has only 8 tasks"),
+        ({"warm_start": {"updates": 1, "tasks": 9}}, "warm_start.tasks is 9, .* only 8 tasks"),
         ({"grups": {}}, "Did you mean 'groups'"),
         ({"optimiser": {"learning_rate": 1}}, "sets optimiser.learning_rate, which there is not"),
         ({"optimiser": {"lr": -1}}, "optimiser.lr cannot be used"),
@@ -495,7 +496,7 @@ def test_after_a_warm_start_nothing_old_is_served(dtype: str) -> None:
 
 def test_without_an_expert_there_is_no_warm_start() -> None:
     config = small(
-        environment={"name": "textarena", "train": [0, 8]}, warm_start={"updates": 5},
+        environment={"name": "textarena", "train": [0, 8]}, warm_start={"updates": 5, "tasks": 8},
     )  # fmt: skip
     trainer = build(config, policy=walking(small()).policy)
     with pytest.raises(ConfigError, match="has no expert to imitate"):

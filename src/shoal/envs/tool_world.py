@@ -3,8 +3,9 @@
 A tool does one thing (a verb) and takes one to three parameters out of a few types. Names of tools
 and parameters are drawn anew for every request, so what a call must say stands in the prompt's
 schema and nowhere else; within a request a type has one name, as in the interface of one house.
-Names of parameters can be left as they are, for policies too small to look up both. A fifth of the
-requests want what no tool offered does.
+For small policies a tool can be called what it does and a number, which is drawn anew, and
+parameters keep their names: what is looked up then stands behind what it is looked up by, in the
+answer as in the schema. A fifth of the requests want what no tool offered does.
 
 Seeds from ``HELD_OUT`` on have tools that are never seen in training: verbs that are known, with
 parameters that none of them had there.
@@ -14,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache, lru_cache
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from shoal.core.errors import ConfigError
+from shoal.core.errors import ConfigError, nearest
 from shoal.core.records import ToolSpec
 from shoal.core.rng import generator
 from shoal.envs.calls.answers import Answer, Call
@@ -47,6 +49,12 @@ _SYLLABLES = ("ba", "de", "ki", "mo")
 TOOL_NAMES = tuple(f"{first}{second}" for first in _SYLLABLES for second in _SYLLABLES)
 PARAMETER_NAMES = tuple(f"{name}n" for name in TOOL_NAMES)
 """What tools and parameters are called: it means nothing."""
+NUMBERS = tuple(range(10, 26))
+"""What stands behind a verb in a tool's name, where only that is drawn."""
+
+Masked = Literal["all", "numbers"]
+SLIPS = ("name", "parameter", "value", "call")
+"""What demonstrations can get wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,18 @@ class Kind:
     parameters: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What requests are made by; see :class:`ToolWorld`."""
+
+    offered: int
+    calls: tuple[int, int]
+    parameters: tuple[int, int]
+    irrelevant: float
+    masked: Masked
+    world: int
+
+
 class ToolWorld(CallTask):
     """Requests for tools.
 
@@ -64,9 +84,11 @@ class ToolWorld(CallTask):
     calls       least and most calls of a request
     parameters  least and most parameters of a tool
     irrelevant  share of requests that no tool offered fits
-    masked      whether parameters are renamed, too ("all"), or only tools ("tools")
-    slips       how often a demonstration gets a name, a parameter or a value wrong, or calls
-                where nothing should be called
+    masked      what is drawn anew: names of tools and parameters ("all"), or the number in
+                a tool's name ("numbers")
+    slips       how often a demonstration says any name, any parameter, any value of a type in place
+                of the right one, or calls where nothing should be called: one share for all, or
+                one each for some of :data:`SLIPS`
     world       which tools there are: 36 to train on and 12 held out, one of each verb
     """
 
@@ -78,8 +100,8 @@ class ToolWorld(CallTask):
         calls: tuple[int, int] | list[int] = (1, 3),
         parameters: tuple[int, int] | list[int] = (1, 3),
         irrelevant: float = 0.2,
-        masked: Literal["all", "tools"] = "all",
-        slips: float = 0.0,
+        masked: Masked = "all",
+        slips: float | Mapping[str, float] = 0.0,
         dialect: str = "words",
         world: int = 0,
     ) -> None:
@@ -92,12 +114,10 @@ class ToolWorld(CallTask):
             raise ConfigError(f"A tool takes 1 to 3 parameters, not {fewest} to {many}.")
         if not 1 <= offered <= MOST_OFFERED:
             raise ConfigError(f"A request offers 1 to {MOST_OFFERED} tools, not {offered}.")
-        self._offered, self._calls = offered, (least, most)
-        if masked not in ("all", "tools"):
-            raise ConfigError(f"What is masked is 'all' or 'tools', not {masked!r}.")
-        self._irrelevant, self._masked, self._slips = irrelevant, masked, slips
-        self._train, self._held_out = _kinds(world, fewest, many)
-        self._known: dict[int, tuple[tuple[ToolSpec, ...], str, Wanted]] = {}
+        if masked not in get_args(Masked):
+            raise ConfigError(f"What is masked is 'all' or 'numbers', not {masked!r}.")
+        self._rules = Rules(offered, (least, most), (fewest, many), irrelevant, masked, world)
+        self._slips = _shares(slips)
 
     def words(self) -> tuple[str, ...]:
         """All it says and understands.
@@ -111,23 +131,24 @@ class ToolWorld(CallTask):
             )
         values = [str(value).lower() for kind in KINDS.values() for value in kind]
         names = (*TOOL_NAMES, *PARAMETER_NAMES)
+        if self._rules.masked == "numbers":
+            names = tuple(f"{VERBS[0]}{number}" for number in NUMBERS)
         return (*VERBS, *KINDS, *values, *names, "tool", "ask", "and", "call", "none")
 
     def ask(self, seed: int) -> tuple[tuple[ToolSpec, ...], str, Wanted]:
         """Tools under names of their own, and a request."""
-        if seed not in self._known:
-            self._known[seed] = self._made(seed)
-        return self._known[seed]
+        return request(self._rules, seed)
 
     def described(self, tools: Sequence[ToolSpec]) -> str:
         """The tools; for policies of words in few of them."""
         if self.dialect.name != "words":
             return super().described(tools)
+        told = self._rules.masked == "all"  # otherwise the name itself says what a tool does
         return " ".join(
             " ".join(
                 [
                     "tool",
-                    tool.description,
+                    *([tool.description] if told else []),
                     tool.name,
                     *(
                         " ".join(dict.fromkeys((schema["description"], name)))
@@ -142,8 +163,8 @@ class ToolWorld(CallTask):
         """The right answer, or with slips one that is nearly right, always the same."""
         rng = generator("slips", self._seed)
         wanted = self.wanted.example()
-        if not wanted.calls and rng.random() < self._slips:
-            tool = self.tools[int(rng.integers(len(self.tools)))]
+        if not wanted.calls and rng.random() < self._slips["call"]:
+            tool = _drawn(rng, self.tools)
             properties = tool.parameters["properties"].items()
             given = {key: _drawn(rng, KINDS[one["description"]]) for key, one in properties}
             return self.dialect.write(Answer((Call(tool.name, given),), ("calls",)))
@@ -151,45 +172,63 @@ class ToolWorld(CallTask):
         return self.dialect.write(Answer(tuple(calls), wanted.blocks))
 
     def _slipped(self, call: Call, rng: np.random.Generator) -> Call:
-        names = [tool.name for tool in self.tools]
-        schema = {tool.name: tool.parameters["properties"] for tool in self.tools}[call.name]
+        schema = {tool.name: tool.parameters["properties"] for tool in self.tools}
+        types = {key: one["description"] for key, one in schema[call.name].items()}
+        keys = PARAMETER_NAMES if self._rules.masked == "all" else tuple(KINDS)
         given = {}
         for key, value in call.arguments.items():
-            if rng.random() < self._slips:
-                value = _drawn(rng, KINDS[schema[key]["description"]])
-            if rng.random() < self._slips:
-                key = str(rng.choice(PARAMETER_NAMES if self._masked == "all" else list(KINDS)))
+            if rng.random() < self._slips["value"]:
+                value = _drawn(rng, KINDS[types[key]])
+            if rng.random() < self._slips["parameter"]:
+                key = _drawn(rng, keys)
             given[key] = value
-        name = str(rng.choice(names)) if rng.random() < self._slips else call.name
-        return Call(name, given)
+        slipped = rng.random() < self._slips["name"]
+        return Call(_drawn(rng, tuple(schema)) if slipped else call.name, given)
 
-    def _made(self, seed: int) -> tuple[tuple[ToolSpec, ...], str, Wanted]:
-        rng = generator("request", seed)
-        kinds = self._held_out if seed >= HELD_OUT else self._train
-        verbs = [VERBS[at] for at in rng.choice(len(VERBS), self._offered + 1, replace=False)]
-        *shown, missing = (_drawn(rng, kinds[verb]) for verb in verbs)
-        names = [TOOL_NAMES[at] for at in rng.permutation(len(TOOL_NAMES))]
-        draws = rng.permutation(len(PARAMETER_NAMES))[: len(KINDS)]
+
+@lru_cache(maxsize=16_384)  # episodes of a group, and all measurements, ask for the same
+def request(rules: Rules, seed: int) -> tuple[tuple[ToolSpec, ...], str, Wanted]:
+    """Tools under names of their own, a request, and what it wants."""
+    rng = generator("request", seed)
+    train, held_out = _kinds(rules.world, *rules.parameters)
+    kinds = held_out if seed >= HELD_OUT else train
+    verbs = [VERBS[at] for at in rng.choice(len(VERBS), rules.offered + 1, replace=False)]
+    *shown, missing = (_drawn(rng, kinds[verb]) for verb in verbs)
+    drawn = rng.permutation(len(TOOL_NAMES))
+    draws = rng.permutation(len(PARAMETER_NAMES))[: len(KINDS)]
+    if rules.masked == "numbers":
+        names = [f"{kind.verb}{NUMBERS[at]}" for kind, at in zip(shown, drawn, strict=False)]
+        called = {kind: kind for kind in KINDS}
+    else:
+        names = [TOOL_NAMES[at] for at in drawn]
         called = {kind: PARAMETER_NAMES[at] for kind, at in zip(KINDS, draws, strict=True)}
-        if self._masked == "tools":
-            called = {kind: kind for kind in KINDS}
-        tools = [_spec(kind, name, called) for kind, name in zip(shown, names, strict=False)]
-        if rng.random() < self._irrelevant:
-            request, truth = _said(missing, _values(missing, rng)), Wanted(f"request {seed}")
-            return tuple(tools), f"ask {request}", truth
-        count = int(rng.integers(self._calls[0], self._calls[1] + 1))
-        parts, calls = [], []
-        for at in rng.integers(0, len(shown), count):
-            values = _values(shown[at], rng)
-            keys = tools[at].parameters["properties"]
-            parts.append(_said(shown[at], values))
-            calls.append(
-                (tools[at].name, {key: (one,) for key, one in zip(keys, values, strict=True)})
+    tools = tuple(_spec(kind, name, called) for kind, name in zip(shown, names, strict=False))
+    if rng.random() < rules.irrelevant:
+        said = _said(missing, _values(missing, rng))
+        return tools, f"ask {said}", Wanted(f"request {seed}")
+    count = int(rng.integers(rules.calls[0], rules.calls[1] + 1))
+    parts, calls = [], []
+    for at in rng.integers(0, len(shown), count):
+        values = _values(shown[at], rng)
+        keys = tools[at].parameters["properties"]
+        parts.append(_said(shown[at], values))
+        calls.append((tools[at].name, {key: (one,) for key, one in zip(keys, values, strict=True)}))
+    return tools, f"ask {' and '.join(parts)}", wanted(f"request {seed}", calls, tools)
+
+
+def _shares(slips: float | Mapping[str, float]) -> dict[str, float]:
+    """How often each part slips."""
+    if not isinstance(slips, Mapping):
+        return dict.fromkeys(SLIPS, slips)
+    for part in slips:
+        if part not in SLIPS:
+            raise ConfigError(
+                f"There is no slip {part!r}: take {', '.join(SLIPS)}.{nearest(part, SLIPS)}"
             )
-        truth = wanted(f"request {seed}", calls, tools)
-        return tuple(tools), f"ask {' and '.join(parts)}", truth
+    return {part: slips.get(part, 0.0) for part in SLIPS}
 
 
+@cache
 def _kinds(
     world: int, fewest: int, most: int
 ) -> tuple[dict[str, list[Kind]], dict[str, list[Kind]]]:

@@ -230,6 +230,11 @@ class RunConfig(_Part):
                 f"groups.tasks is {self.groups.tasks}, but environment.train has only "
                 f"{last - first} tasks: give a longer range"
             )
+        if self.warm_start.updates and self.warm_start.tasks > last - first:
+            raise ValueError(
+                f"warm_start.tasks is {self.warm_start.tasks}, but environment.train has only "
+                f"{last - first} tasks: ask for fewer, or give a longer range"
+            )
         return self
 
 

@@ -102,8 +102,8 @@ async def warm_start(
     part = config.warm_start
     if not part.updates:
         return {}
-    first, last = config.environment.train
-    tasks = [first + at % (last - first) for at in range(part.tasks)]
+    first, _ = config.environment.train
+    tasks = range(first, first + part.tasks)
     env, context = runner.environment, runner.context
     pairs = demonstrate(env, policy, context, tasks, part.noise, config.seed)
     done, loss, success = 0, 0.0, 0.0
