@@ -115,6 +115,18 @@ def test_identifiers_from_other_generators_follow_from_the_seed_too(
     assert difference(first, other)
 
 
+def test_services_first_used_after_different_resets_are_all_emptied() -> None:
+    with Account() as fresh:
+        fresh.reset()
+        fresh.call("sqs", "CreateQueue", {"QueueName": "q"})
+        fresh.reset()
+        fresh.call("sns", "CreateTopic", {"Name": "t"})
+        fresh.call("sqs", "CreateQueue", {"QueueName": "q"})
+        fresh.reset()
+        assert not fresh.call("sns", "ListTopics", {})["Topics"]
+        assert "QueueUrls" not in fresh.call("sqs", "ListQueues", {})
+
+
 def test_a_refusal_passes_through_a_context_manager(account: Account) -> None:
     @contextlib.contextmanager
     def block() -> Iterator[None]:

@@ -6,7 +6,7 @@ it answers ``GET /company/state`` with everything its services hold, as leaves b
 what changes by itself (times, random salts).
 
 Some of moto's services draw identifiers from Python's generator or the system's instead of moto's
-own. Here all of them follow from the seed: this process keeps no secret.
+own. Here these follow from the seed, too: this process keeps no secret.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+_SYSTEM = os.urandom
 DEEPEST = 12
 BULK = frozenset(
     (
@@ -77,6 +78,15 @@ def state() -> dict[str, str]:
     return found
 
 
+def seeded(size: int) -> bytes:
+    """Bytes that follow from the seed for moto's services, and the system's for everything else.
+
+    moto tells the registries of its services apart by identifiers that must stay different.
+    """
+    caller = str(sys._getframe(1).f_globals.get("__name__", ""))
+    return random.randbytes(size) if caller.startswith("moto.") else _SYSTEM(size)
+
+
 def main() -> None:
     """Serve until stdin closes."""
     os.environ["MOTO_PORT"] = "0"
@@ -84,7 +94,7 @@ def main() -> None:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     moto = DomainDispatcherApplication(create_backend_app)
-    os.urandom = random.randbytes
+    os.urandom = seeded
 
     def application(environ: dict[str, Any], start: Any) -> Any:
         if environ["PATH_INFO"] == "/moto-api/seed":
