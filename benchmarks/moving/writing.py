@@ -28,6 +28,7 @@ FIRST, CHANCE, BOTH, MORE = (
     "15 %, then 5 % by DHD",
     "20 % with the prompt",
 )
+JUDGED = (FIRST, CHANCE, BOTH, MORE)
 Pieces = tuple[Piece, ...]
 STAGES: Mapping[str, Repair] = {
     "rotation only": Repair("none"),
@@ -87,12 +88,13 @@ def forced_job(
 async def second_stage(bench: Bench, engine: Timed, cases: Sequence[Case]) -> None:
     """All arms on all cases, side by side; then two of them alone, for their time."""
     prompts, answers = await prompts_of(engine, cases)
-    kl: dict[str, list[np.ndarray]] = {name: [] for name in STAGES}
-    repaired: dict[str, list[float]] = {name: [] for name in STAGES}
+    stages = {name: STAGES[name] for name in bench.pick(full=tuple(STAGES), smoke=JUDGED)}
+    kl: dict[str, list[np.ndarray]] = {name: [] for name in stages}
+    repaired: dict[str, list[float]] = {name: [] for name in stages}
     for index, ((exact, moved), answer) in enumerate(
         bench.track(list(zip(prompts, answers, strict=True)), "while writing")
     ):
-        arms = {name: replace(repair, seed=index) for name, repair in STAGES.items()}
+        arms = {name: replace(repair, seed=index) for name, repair in stages.items()}
         for name, (far, again) in compute.call(
             lambda e=exact, m=moved, a=answer, r=arms: _far(engine, e, m, a, r)
         ).items():

@@ -68,7 +68,7 @@ def test_in_the_smoke_run_nothing_leaks_and_full_repair_is_exact(tmp_path: Path)
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     verdicts = {one["claim"]: one for one in json.loads(done.stdout)["verdicts"]}
-    # two cases and six requests are too few for fidelity and times
+    # two cases and four requests are too few for fidelity and times
     for claim in ("fp32, all moved tokens", "public cache with and without"):
         (found,) = (one for name, one in verdicts.items() if name.startswith(claim))
         assert found["holds"], found
