@@ -4,7 +4,8 @@ on sums to learn from, before anything is learnt.
 Six settings are measured, of each agent. A game is taken if, by its solver,
 
 - in sequence there is one equilibrium, and nobody speaks briefly in it;
-- all at once there is no other, as policies that learn do not reason back from the end;
+- all at once there is one, too, and nobody speaks briefly in any: policies that learn do not reason
+  back from the end;
 - it is a dilemma: without synergy and penalty all would speak briefly;
 - the check of its constants passes, for contributions from the least to the best that was measured.
 
@@ -121,11 +122,12 @@ def _margin(found: Measured, game: Game) -> float | None:
     if scalar is None:
         return None
     played = found.game(game)
-    outcomes = played.in_sequence()
+    outcomes, at_once = played.in_sequence(), played.at_once()
     if (
         len(outcomes) != 1
+        or not at_once
         or _brief(outcomes[0])
-        or any(_brief(one) for one in played.at_once())
+        or any(map(_brief, at_once))
         or not all(_brief(one) == 3 for one in _plain(found, game).in_sequence())
         or not check_game(scalar).aligned
     ):
