@@ -225,7 +225,7 @@ SYSTEMS: tuple[System, ...] = (
         "ToolRL: Reward is All Tool Learning Needs",
         "2504.13958",
         "training",
-        "partial",
+        "works",
     ),
     System(
         "facility-location",
