@@ -97,7 +97,7 @@ SYSTEMS: tuple[System, ...] = (
         "TheMCPCompany: Creating General-purpose Agents with Task-specific Tools",
         "2510.19286",
         "tools, envs",
-        "partial",
+        "works",
     ),
     System(
         "group-diffusion",
