@@ -69,6 +69,11 @@ class Run:
     computed: int | None
     texts: list[str]
 
+    @property
+    def answered(self) -> int:
+        """Prompts that got an answer: OpenVINO gives up those that find no room in its cache."""
+        return sum(bool(text) for text in self.texts)
+
 
 def job(degree: int) -> list[str]:
     """Prompts in groups of ``degree`` that share a context, shuffled."""
@@ -279,8 +284,8 @@ def named(degree: int) -> str:
 def table(kind: str, runs: dict[str, list[Run]]) -> Iterator[str]:
     """Lines of a Markdown table: median seconds, and how many times shoal's."""
     yield f"\n{kind}\n"
-    yield "| arm | wall s | CPU s | prompt tokens computed | times shoal's time |"
-    yield "|---|---|---|---|---|"
+    yield "| arm | wall s | CPU s | prompt tokens computed | answered | times shoal's time |"
+    yield "|---|---|---|---|---|---|"
     ours = [each.wall for each in runs["shoal"]]
     for arm, each in runs.items():
         walls = [one.wall for one in each]
@@ -292,7 +297,8 @@ def table(kind: str, runs: dict[str, list[Run]]) -> Iterator[str]:
         yield (
             f"| {arm} | {statistics.median(walls):.2f} "
             f"| {statistics.median(one.cpu for one in each):.1f} "
-            f"| {'not told' if computed is None else f'{computed:,}'} | {ratio} |"
+            f"| {'not told' if computed is None else f'{computed:,}'} "
+            f"| {min(one.answered for one in each)} | {ratio} |"
         )
 
 

@@ -98,8 +98,8 @@ def conversations(bench: Bench) -> None:
     bench.verdict("A: points the paper's rule loses on the exact one", flat - rule, at_least=0.0)
     with bench.plot("savings", "Prompt tokens saved by LRU caches, and by plans") as (axes,):
         axes.plot(range(len(curve)), list(curve.values()), marker="o", label="LRU")
-        for name, tokens in levels.items():
-            axes.axhline(saving(tokens, logical), ls="--", lw=1, label=name)
+        for colour, (name, tokens) in enumerate(levels.items(), 1):
+            axes.axhline(saving(tokens, logical), ls="--", lw=1, color=f"C{colour}", label=name)
         axes.set_xticks(range(len(curve)), list(curve), fontsize=7)
         axes.set_ylabel("saving, %")
         axes.legend(fontsize=7)

@@ -2,12 +2,11 @@
 
 A repair computes some tokens of a prompt whose other tokens have their keys and values already.
 The rows are taken in blocks in the order in which they stand, so that a block reads no key beyond
-its last row. Where oneDNN's bf16 products are fast a block is two of them around an exponential,
-as in :mod:`shoal.engine.wide` (scores are computed twice, so that what matters in a softmax is
-rounded near zero); elsewhere it is the flash kernel.
+its last row. Where oneDNN's bf16 products are fast a block goes through them
+(:mod:`shoal.engine.wide`), elsewhere through the flash kernel.
 
 Shapes: R rows (tokens), P keys, K key-value heads, G query heads of each, H = K G, d head size,
-B rows of a block, L keys that it reads, W of them that it may not all see.
+B rows of a block, L keys that it reads, W of them that it may not all see, S = G B.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class Scattered:
             rows, L = slice(block.start, block.stop), block.keys
             k_KLd, v_KLd = k_KPd[:, :L], v_KPd[:, :L]
             if self._fast:
-                out_RHd[rows] = _two_products(q_RHd[rows], k_KLd, v_KLd, block.hidden_BW)
+                out_RHd[rows] = _in_one_shape(q_RHd[rows], k_KLd, v_KLd, block.hidden_BW)
                 continue
             q_1HBd = q_RHd[rows].transpose(0, 1)[None]
             mask = block.hidden_BW[None, None]
@@ -91,27 +90,16 @@ class Scattered:
         return padded_KPd
 
 
-def _two_products(
+def _in_one_shape(
     q_BHd: torch.Tensor, k_KLd: torch.Tensor, v_KLd: torch.Tensor, hidden_BW: torch.Tensor
 ) -> torch.Tensor:
+    """One block by :func:`shoal.engine.wide.two_products`, filled up with rows of zeros."""
     (B, H, d), K = q_BHd.shape, len(k_KLd)
     G = H // K
     q_KGBd = q_BHd.new_zeros(K, G, wide.BLOCK, d)
     q_KGBd[:, :, :B] = q_BHd.view(B, K, G, d).permute(1, 2, 0, 3)
-    q_KSd, scale = q_KGBd.view(K, -1, d), 1 / math.sqrt(d)
-    k_KdL, W = k_KLd.contiguous().transpose(1, 2), hidden_BW.shape[1]
-    scores_KSL = torch.bmm(q_KSd, k_KdL)
-    _hide(scores_KSL, hidden_BW, W)
-    top_KS1 = scores_KSL.amax(-1, keepdim=True) * scale
-    weights_KSL = torch.baddbmm(-top_KS1, q_KSd, k_KdL, alpha=scale)
-    _hide(weights_KSL, hidden_BW, W)
-    weights_KSL.exp_()
-    sums_KS1 = weights_KSL.sum(-1, keepdim=True, dtype=torch.float32)
-    out_KSd = torch.bmm(weights_KSL, v_KLd.contiguous()) / sums_KS1
+    hidden_SW = hidden_BW.repeat(G, 1) if hidden_BW.shape[1] else None
+    out_KSd, _ = wide.two_products(
+        q_KGBd.view(K, -1, d), k_KLd.contiguous(), v_KLd.contiguous(), hidden_SW
+    )
     return out_KSd.view(K, G, wide.BLOCK, d)[:, :, :B].permute(2, 0, 1, 3).reshape(B, H, d)
-
-
-def _hide(x_KSL: torch.Tensor, hidden_BW: torch.Tensor, W: int) -> None:
-    """Add minus infinity where a key stands behind its row."""
-    if W:
-        x_KSL.view(len(x_KSL), -1, wide.BLOCK, x_KSL.shape[-1])[..., -W:] += hidden_BW

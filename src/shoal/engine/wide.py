@@ -57,16 +57,19 @@ def attend(
             seen = slice(0, start + BLOCK)
             k_KSd, v_KSd = k_KLd[:, seen].contiguous(), v_KLd[:, seen].contiguous()
         q_KSd = _padded(q_RKGd[rows].transpose(0, 1).reshape(K, count * G, d), BLOCK * G)
-        out_KSd, lse_KS = _block(q_KSd, k_KSd, v_KSd, hidden_SB)
+        out_KSd, lse_KS = two_products(q_KSd, k_KSd, v_KSd, hidden_SB)
         out_RKGd[rows] = out_KSd.view(K, BLOCK, G, d)[:, :count].transpose(0, 1)
         lse_RKG[rows] = lse_KS.view(K, BLOCK, G)[:, :count].transpose(0, 1)
     return out_RKGd, lse_RKG
 
 
-def _block(
+def two_products(
     q_KSd: torch.Tensor, k_KLd: torch.Tensor, v_KLd: torch.Tensor, hidden_SB: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stacked rows over keys; ``hidden_SB`` is added to the scores of the last B keys."""
+    """Stacked rows over keys: [K, S, d] and the log-sum-exp [K, S] in fp32.
+
+    ``hidden_SB`` is added to the scores of the last B keys: minus infinity hides one from a row.
+    """
     scale = 1 / math.sqrt(q_KSd.shape[2])
     k_KdL = k_KLd.transpose(1, 2)
     scores_KSL = torch.bmm(q_KSd, k_KdL)
