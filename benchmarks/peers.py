@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
@@ -303,13 +304,18 @@ def table(kind: str, runs: dict[str, list[Run]]) -> Iterator[str]:
 
 
 def draw(results: dict[int, dict[str, list[Run]]], path: Path, what: str) -> None:
-    """Time over sharing degree, or over what the cache holds."""
+    """Time over sharing degree, or over what the cache holds, of arms that answered everything."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for arm in next(iter(results.values())):
-        seconds = [statistics.median(one.wall for one in runs[arm]) for runs in results.values()]
+        seconds = [
+            statistics.median(one.wall for one in runs[arm])
+            if all(one.answered == PROMPTS for one in runs[arm])
+            else math.nan
+            for runs in results.values()
+        ]
         axes.plot(list(results), seconds, marker="o", label=arm)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
