@@ -11,20 +11,13 @@ Throughput-oriented Token Batching" (arXiv 2412.03594).
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from shoal.core.claims import Bench
-from shoal.engine.compute import compute
-from shoal.models.loading import load
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
-
 from batching.conversations import BLOCK, LONGEST, conversations, synthetic_scale
 from batching.layers import attention
 from batching.mixing import mixing
 from batching.reading import QUESTION, Reading, budgets, same_answers
+from shoal.core.claims import Bench
+from shoal.engine.compute import compute
+from shoal.models.loading import load
 
 
 def run(bench: Bench) -> None:

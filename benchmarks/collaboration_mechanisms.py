@@ -18,7 +18,6 @@ import importlib.util
 import math
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,15 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from collaboration import growth, killing, laws, plays, rings, small_model, voting
 from shoal.agents import Team
 from shoal.core.claims import Bench
 from shoal.core.stats import difference_interval, wilson_interval
 from shoal.engine.scripted import ScriptedEngine
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
-
-from collaboration import growth, killing, laws, plays, rings, small_model, voting
 
 TEAMS = Path(__file__).parents[1] / "examples" / "teams"
 

@@ -18,12 +18,12 @@ import torch
 
 from shoal.core.claims import Bench
 from shoal.core.stats import difference_interval, mean_interval
-from shoal.training.compare import GRID, Comparison, Start, compare, merged
+from shoal.training.compare import GRID, Comparison, Start, merged
 from shoal.training.config import RunConfig, parse_run
 from shoal.training.policies import set_weights
 from shoal.training.setup import build
+from tracked import compared
 
-WORKERS = 2
 RATES = (5e-4, 1e-3, 2e-3)
 
 
@@ -114,18 +114,6 @@ def rated(names: Sequence[str], rates: Mapping[str, float]) -> dict[str, Mapping
         }
         for name in names
     }  # fmt: skip
-
-
-def compared(
-    bench: Bench,
-    base: RunConfig,
-    arms: Mapping[str, Mapping[str, Any]],
-    seeds: Sequence[int],
-    label: str,
-) -> Comparison:
-    """A comparison whose progress is the bench's."""
-    steps = iter(bench.track(range(len(arms) * len(seeds) + len(seeds)), label))
-    return compare(base, arms, seeds, workers=WORKERS, on_done=lambda *_: next(steps, None))
 
 
 def chosen_rates(bench: Bench, base: RunConfig) -> dict[str, float]:

@@ -11,13 +11,12 @@ models that fish (benchmarks/deciding).
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from deciding import managers
 from shoal.core.claims import Bench, alternate
 from shoal.core.stats import mean_interval
 from shoal.mechanisms.location.audit import audit, shortfalls
@@ -34,11 +33,6 @@ from shoal.mechanisms.location.rules import (
     UniformPhantom,
 )
 from shoal.mechanisms.location.running_phantom import RunningUniformPhantom
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
-
-from deciding import managers
 
 EXACT = 1e-9
 LIARS = 0.2

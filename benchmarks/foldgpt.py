@@ -12,15 +12,11 @@ is trained on the spot. "FoldGPT: Simple and Effective Large Language Model Comp
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
 
 from folding import serving
 from folding.beds import Bed, both, small, smollm

@@ -13,7 +13,7 @@ import asyncio
 import importlib.util
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,13 @@ import numpy as np
 from shoal.core.claims import Bench
 from shoal.core.stats import Interval, mean_interval
 from shoal.training.advantage import grpo
-from shoal.training.compare import GRID, Comparison, Start, compare
+from shoal.training.compare import GRID, Comparison
 from shoal.training.config import RunConfig, parse_run
 from shoal.training.gigpo import gigpo
 from shoal.training.rows import batch_of
 from shoal.training.setup import build
+from tracked import compared
 
-WORKERS = 2
 RATES = (1e-3, 2e-3)
 PAIRS = 12
 """Paired seeds of GRPO and GiGPO: fixed for power before they were run, and never run before."""
@@ -102,26 +102,6 @@ def grid_world(bench: Bench) -> RunConfig:
             "loss": {"entropy_weight": 0.01},
             "evaluation": {"every": 3},
         }
-    )
-
-
-def compared(
-    bench: Bench,
-    base: RunConfig,
-    arms: Mapping[str, Mapping[str, Any]],
-    seeds: Sequence[int],
-    label: str,
-    starts: Sequence[Start] = (),
-) -> Comparison:
-    """A comparison whose progress is the bench's."""
-    steps = iter(bench.track(range(len(arms) * len(seeds) + len(seeds) - len(starts)), label))
-    return compare(
-        base,
-        arms,
-        seeds,
-        workers=WORKERS,
-        on_done=lambda *_: next(steps, None),
-        starts=starts,
     )
 
 

@@ -10,12 +10,11 @@ copies of a small model, whose efforts are tokens (benchmarks/deciding).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from deciding import hired_models
 from shoal.core.claims import Bench, alternate
 from shoal.core.stats import mean_interval
 from shoal.mechanisms.hiring.agents import TIE, Spell, play_all, regret
@@ -31,11 +30,6 @@ from shoal.mechanisms.hiring.learners import UCBLP, ExploreThenCommit, Setting
 from shoal.mechanisms.hiring.lp import variables
 from shoal.mechanisms.hiring.oracle import widest_rules
 from shoal.mechanisms.hiring.problem import AcquisitionProblem, largest_gain, problem
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
-
-from deciding import hired_models
 
 PUBLISHED = 1e-4
 KINDS: dict[str, Callable[[Setting], ExploreThenCommit]] = {

@@ -12,24 +12,18 @@ document behind their own words.
 from __future__ import annotations
 
 import asyncio
-import sys
-from pathlib import Path
 
 import torch
-
-from shoal.core.claims import Bench
-from shoal.core.claims.items import items
-from shoal.engine.compute import compute
-from shoal.engine.local import LocalEngine
-from shoal.models.loading import load
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
 
 from passing.choosing import AGREE, choosing
 from passing.fidelity import FORCED, fidelity
 from passing.prompts import roles
 from passing.reading import times
+from shoal.core.claims import Bench
+from shoal.core.claims.items import items
+from shoal.engine.compute import compute
+from shoal.engine.local import LocalEngine
+from shoal.models.loading import load
 
 
 def run(bench: Bench) -> None:

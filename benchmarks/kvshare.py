@@ -13,17 +13,8 @@ has asked, or poison what all read.
 from __future__ import annotations
 
 import asyncio
-import sys
-from pathlib import Path
 
 import torch
-
-from shoal.core.claims import Bench
-from shoal.engine.compute import compute
-from shoal.models.loading import load
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
 
 from moving.offsets import with_offsets
 from moving.rules import FORCED, exactness, fidelity
@@ -32,6 +23,9 @@ from moving.texts import SEGMENT, Corpus, cases_of
 from moving.timed import Timed
 from moving.trace import ANSWER, trace, unhurried
 from moving.writing import second_stage
+from shoal.core.claims import Bench
+from shoal.engine.compute import compute
+from shoal.models.loading import load
 
 
 def run(bench: Bench) -> None:

@@ -11,15 +11,8 @@ Incentivizing Strategic Cooperation in Multi-LLM Systems via Sequential Public G
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from shoal.core.claims import Bench
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
-
 from deciding import equilibria, learning, random_games, sequences, welfare
+from shoal.core.claims import Bench
 
 
 def run(bench: Bench) -> None:

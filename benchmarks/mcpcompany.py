@@ -13,15 +13,9 @@ leave the sandbox. "TheMCPCompany: Creating General-purpose Agents with Task-spe
 from __future__ import annotations
 
 import asyncio
-import sys
-from pathlib import Path
-
-from shoal.core.claims import Bench
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
 
 from companybench import containing, models, scripts, starting
+from shoal.core.claims import Bench
 
 
 def run(bench: Bench) -> None:

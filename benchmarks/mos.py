@@ -12,23 +12,17 @@ rates are swept for each. Then 64 adapters answer in one batch on SmolLM2-135M.
 from __future__ import annotations
 
 import importlib.util
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards import quality, serving, together
+from shards.quality import Arm, Base, Found, Setting, lora, mos
 from shoal.core.claims import Bench, alternate
 from shoal.core.stats import difference_interval, mean_interval, ratio_interval
 from shoal.engine.compute import compute
 from shoal.models.loading import load
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
-
-from shards import quality, serving, together
-from shards.quality import Arm, Base, Found, Setting, lora, mos
 
 RATES = (1e-3, 3e-3, 1e-2)
 CODE_RATES = (3e-3, 1e-2, 3e-2)

@@ -9,19 +9,13 @@ what else runs there shows in the wall times of all arms alike.
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
-
-from shoal.collectives.simulator import explore
-from shoal.core.claims import Bench
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
 
 from rings import churning, speed, training
+from shoal.collectives.simulator import explore
+from shoal.core.claims import Bench
 
 
 def run(bench: Bench) -> None:

@@ -10,13 +10,14 @@ CPU time, memory, batches of several turns, and batches that are better left alo
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
+from prefixes.arms import apart, gradients, noisy, smollm, step, steps, untrained
+from prefixes.batches import Batch, Writer
+from prefixes.memory import peak
 from shoal.core.claims import Bench, alternate
 from shoal.core.stats import Interval
 from shoal.models.decoder import DecoderConfig
@@ -24,13 +25,6 @@ from shoal.training.forward import distinct
 from shoal.training.policies import Policy, adapted, hub_policy, word_policy
 from shoal.training.prefix_plan import Cost, subtrees
 from shoal.training.shared_prefix import SharedPrefix, plan
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.append(str(Path(__file__).parent))
-
-from prefixes.arms import apart, gradients, noisy, smollm, step, steps, untrained
-from prefixes.batches import Batch, Writer
-from prefixes.memory import peak
 
 EXACT = 1e-5
 LAYERS = 6

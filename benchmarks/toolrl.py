@@ -10,19 +10,10 @@ on BFCL.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-
-from shoal.core.claims import Bench
-from shoal.training.compare import Comparison, merged
-from shoal.training.config import RunConfig
-from shoal.training.supervised import supervise
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.append(str(Path(__file__).parent))
 
 from calling.accuracies import ends
 from calling.bfcl import real_model, scorer
@@ -40,6 +31,10 @@ from calling.world import (
     slipping,
     tool_world,
 )
+from shoal.core.claims import Bench
+from shoal.training.compare import Comparison, merged
+from shoal.training.config import RunConfig
+from shoal.training.supervised import supervise
 
 FEWER = 2
 """Seeds of variants that no verdict is about."""

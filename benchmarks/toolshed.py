@@ -13,9 +13,7 @@ Toolshed: "Scale Tool-Equipped Agents with Advanced RAG-Tool Fusion and Tool Kno
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +24,6 @@ from shoal.core.stats import difference_interval, mean_interval
 from shoal.models.embedding import Embedder, Kept, open_embedder
 from shoal.tools.retrieval.index import ToolIndex
 from shoal.tools.retrieval.settings import Settings
-
-if str(Path(__file__).parent) not in sys.path:
-    sys.path.insert(0, str(Path(__file__).parent))
-
 from toolbench import corpus, model, multi, ranking
 from toolbench.corpus import FULL, Example
 from toolbench.one_need import one_need

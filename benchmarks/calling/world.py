@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file
 
 from calling.accuracies import ends
 from shoal.core.claims import Bench
-from shoal.training.compare import Comparison, Start, begin, compare, merged
+from shoal.training.compare import begin, merged
 from shoal.training.config import RunConfig, parse_run
 from shoal.training.supervised import supervise
+from tracked import compared
 
 RATES = (4e-4, 1e-3)
 UPDATES, FEWER_UPDATES = 200, 100
@@ -147,28 +147,6 @@ def rated(
         name: {**changes, "optimiser": {"lr": rates.get(name, rates["original"])}}
         for name, changes in arms.items()
     }
-
-
-def compared(
-    bench: Bench,
-    base: RunConfig,
-    arms: Mapping[str, Mapping[str, Any]],
-    seeds: Sequence[int],
-    label: str,
-    starts: Sequence[Start] = (),
-    **how: Any,
-) -> Comparison:
-    """A comparison whose progress is the bench's."""
-    steps = iter(bench.track(range(len(arms) * len(seeds) + len(seeds) - len(starts)), label))
-    return compare(
-        base,
-        arms,
-        seeds,
-        workers=min(2, torch.get_num_threads()),
-        on_done=lambda *_: next(steps, None),
-        starts=starts,
-        **how,
-    )
 
 
 def chosen_rates(bench: Bench, base: RunConfig) -> dict[str, float]:

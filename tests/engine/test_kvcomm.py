@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from shoal.core.errors import ConfigError
+from shoal.core.errors import ConfigError, EngineError
 from shoal.core.protocols import Grammar, Request, Sampling, Segment
 from shoal.core.records import Message
+from shoal.engine.generation import Composition, Generation, Piece
 from shoal.engine.kvcomm import Anchor, AnchorPool, CommPolicy, Gate, KVComm
 from shoal.engine.kvcomm.anchors import after_offset, compare, entropy, text_offset
 from shoal.engine.kvcomm.comparing import Comparer
 from shoal.engine.kvcomm.gate import least_margin
 from shoal.engine.kvcomm.templates import Part, Template
+from shoal.engine.kvcomm.watches import Learn
 from shoal.engine.local import LocalEngine
 from shoal.engine.repair import Repair
 from shoal.engine.segments import KVSegment
@@ -289,6 +292,44 @@ async def test_looks_are_taken_and_told(engine: LocalEngine) -> None:
     kl = comm.calls[-1].kl
     assert kl is not None and kl >= 0
     assert answer.how.endswith(f"(KL {kl:.3f})")
+
+
+async def test_a_look_that_fails_leaves_the_answer_as_it_is(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comm = KVComm(engine, CommPolicy(gamma=1.0))
+
+    async def fails(*_: object) -> None:
+        raise EngineError("no room to look")
+
+    *learned, last = sorted(QUESTIONS, key=len, reverse=True)[:3]
+    for question in learned:
+        await comm.generate([ask(question)])
+    monkeypatch.setattr(comm, "_glance", fails)
+    (answer,) = await comm.generate([ask(last)])
+    assert comm.calls[-1].mode == "moved" and comm.calls[-1].kl is None
+    assert answer.error is None and len(answer.tokens) == 8
+
+
+async def test_an_exact_prompt_is_learned_once_though_its_answer_begins_again(
+    engine: LocalEngine,
+) -> None:
+    comm = KVComm(engine)
+    template = comm.template(ask(QUESTIONS[0]))
+    known, bases = await comm.library.read(template, "")
+    learned: list[Callable[[], None]] = []
+    learn = Learn(engine, template, known, bases, learned)
+
+    class Twice(Learn):
+        def prefilled(self, job: Generation) -> None:
+            learn.prefilled(job)
+            job.preempted = True
+            learn.prefilled(job)
+
+    watch = Twice(engine, template, known, bases, learned)
+    pieces = (Piece(template.tokens),)
+    await engine.compose([Composition(ask(QUESTIONS[0]), pieces, watch=watch)])
+    assert len(learned) == len(bases) == 1
 
 
 async def test_tenants_share_neither_anchors_nor_texts(engine: LocalEngine) -> None:

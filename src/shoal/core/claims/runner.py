@@ -102,6 +102,8 @@ def load_claim(system: System, checkout: Path) -> Claim:
             f"{system.title} is {system.state} and has no claim to run yet; "
             "`shoal reproduce --list` shows which systems have one."
         )
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # a claim's parts lie in folders beside it
     name = f"shoal_benchmarks.{system.module}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
