@@ -150,7 +150,7 @@ async def test_computing_all_again_in_one_step_gives_the_exact_cache(engine: Loc
         return float((segment.values_LTKd - exact.values_LTKd)[:, text].abs().max())
 
     assert apart(rotated.segment) > 1e-3
-    assert apart(late.segment) < 1e-5
+    assert apart(late.segment) < 5e-5
 
 
 async def test_no_more_than_its_share_rides_along(engine: LocalEngine) -> None:

@@ -49,7 +49,7 @@ async def test_a_run_alone_is_the_same_at_any_position(engine: LocalEngine) -> N
     decoder, pool = engine.model.decoder, engine._pool
     alone = await engine.capture(DOCUMENT)
     far = torch.arange(100, 100 + len(DOCUMENT))
-    from shoal.models.decoder import rotate
+    from shoal.models.rope import rotate
 
     cos, sin = decoder.rotation(far)
     rotated = rotate(alone.keys_LTKd, cos, sin)

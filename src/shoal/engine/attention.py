@@ -3,14 +3,13 @@
 The rows of a step belong to pieces of work: a run of tokens of one node of the prefix tree. A
 row sees the spans above it, the earlier tokens of its own node, and its own run causally. Spans
 seen by several rows are read once, with the queries stacked; short spans seen by one run only are
-gathered into one padded batch. The partial results of a row are merged by their log-sum-exp,
-which is exact (Milakov and Gimelshein, arXiv 1805.02867; cascade inference merges the same way);
-spans that no row shares with another span are merged at once, as one level. Where many rows see
-the same keys in bf16, :mod:`shoal.engine.wide` computes them.
+read with its own tokens (:mod:`shoal.engine.ragged`). The partial results of a row are merged by
+their log-sum-exp, which is exact (Milakov and Gimelshein, arXiv 1805.02867; cascade inference
+merges the same way); spans that no row shares with another span are merged at once, as one level.
+Where many rows see the same keys in bf16, :mod:`shoal.engine.wide` computes them.
 
 Shapes: T rows of the step, H query heads, K key-value heads, G = H / K, d head size,
-N slots, n layers, R rows of one part, W pieces of work, C their padded length, L padded span
-length, S pieces of a span, r = R G.
+N slots, n layers, R rows of one part, L span length, S pieces of a span, r = R G.
 """
 
 from __future__ import annotations
@@ -23,13 +22,14 @@ import torch
 
 from shoal.engine import wide
 from shoal.engine.pool import KVPool
+from shoal.engine.ragged import Run, Runs
 from shoal.engine.tree import Node
 from shoal.models.adapters.adapter import Adapter
 
-SHORT_SPAN = 32  # below this a call of its own costs more than a copy for every reader
-LONG_SPAN = 1024  # from here on a view of one's own is cheaper than a place in a padded batch
-SPLIT_ROWS = 64  # up to this many rows a long span is cut, so that every core has work
-SHORT_RUN = 32  # runs up to this length share a padded batch
+SHORT_SPAN = 32  # below this a call of its own costs more than reading it for every reader
+LONG_SPAN = 1024  # from here on a span is read by itself, for
+SPLIT_ROWS = 64  # up to this many rows it is cut, so that every core has work
+SHORT_RUN = 32  # runs up to this length are read together
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 Rows = slice | torch.Tensor
@@ -61,17 +61,6 @@ class _Level:
     spans: list[_Span]
     rows: Rows
     counts: list[int]  # rows of each span
-
-
-@dataclass(frozen=True, slots=True)
-class _Gathered:
-    """Runs of similar length, each with its private slots, padded to one batch."""
-
-    rows_WC: torch.Tensor
-    slots_WL: torch.Tensor
-    bias_WCL: torch.Tensor
-    kept: torch.Tensor | None  # places in W*C that are no padding; None: all are
-    rows: Rows  # the rows behind ``kept``
 
 
 class Onlooker(Protocol):
@@ -134,49 +123,14 @@ class StepAttention:
                 spans.append(self._span(rows, start, length - rest, pieces))
         self._levels = _levels(spans)
 
-        batches: dict[int, list[int]] = {}
+        runs: list[Run] = []
         for index, work in enumerate(works):
+            first, own = first_row[index], work.node.start + work.start
             if work.count > SHORT_RUN:
-                self._causal.append(slice(first_row[index], first_row[index] + work.count))
+                self._causal.append(slice(first, first + work.count))
             else:
-                batches.setdefault((work.count - 1).bit_length(), []).append(index)
-        self._gathered = [
-            self._gather([works[i] for i in group], [private[i] for i in group], group, first_row)
-            for group in batches.values()
-        ]
-
-    def _gather(
-        self,
-        works: list[Work],
-        private: list[list[tuple[int, int]]],
-        group: list[int],
-        first_row: list[int],
-    ) -> _Gathered:
-        longest = max(work.count for work in works)
-        slots: list[list[int]] = []
-        for work, spans in zip(works, private, strict=True):
-            own = work.node.start + work.start
-            before = [slot for start, length in spans for slot in range(start, start + length)]
-            slots.append([*before, *range(own, own + work.count)])
-        width = max(map(len, slots))
-        slots_WL = torch.zeros(len(works), width, dtype=torch.long)
-        bias_WCL = torch.full((len(works), longest, width), float("-inf"), dtype=self._dtype)
-        rows_WC = torch.empty(len(works), longest, dtype=torch.long)
-        kept: list[int] = []
-        for w, (work, own_slots, index) in enumerate(zip(works, slots, group, strict=True)):
-            slots_WL[w, : len(own_slots)] = torch.tensor(own_slots)
-            before_count = len(own_slots) - work.count
-            for c in range(longest):
-                visible = before_count + min(c, work.count - 1) + 1
-                bias_WCL[w, c, :visible] = 0
-            first = first_row[index]
-            rows_WC[w] = torch.arange(first, first + longest).clamp_max(first + work.count - 1)
-            kept.extend(range(w * longest, w * longest + work.count))
-        rows = rows_WC.flatten()
-        if len(kept) == rows.numel():
-            return _Gathered(rows_WC, slots_WL, bias_WCL, None, _rows(rows.tolist()))
-        places = torch.tensor(kept)
-        return _Gathered(rows_WC, slots_WL, bias_WCL, places, rows[places])
+                runs.append(Run(first, work.count, [*private[index], (own, work.count)]))
+        self._runs = Runs(runs) if runs else None
 
     def __call__(self, layer: int, q_THd: torch.Tensor, kv_T2Kd: torch.Tensor) -> torch.Tensor:
         """Store the rows' keys and values, return attention [T, H, d]."""
@@ -204,22 +158,8 @@ class StepAttention:
             out_TKGd[rows] = out[0].transpose(0, 1).unflatten(1, (K, G))
             lse_TKG[rows] = lse[0].T.unflatten(1, (K, G))
 
-        for part in self._gathered:
-            W, C = part.rows_WC.shape
-            L = part.slots_WL.shape[1]
-            kv_WL2Kd = slab_N2Kd.index_select(0, part.slots_WL.flatten()).view(W, L, 2, K, d)
-            k_WKLd, v_WKLd = kv_WL2Kd.transpose(1, 3).unbind(2)
-            padded = part.rows if part.kept is None else part.rows_WC.flatten()
-            q_WKCGd = q_TKGd[padded].view(W, C, K, G, d).transpose(1, 2)
-            bias = part.bias_WCL[:, None, :, None].expand(W, 1, C, G, L).flatten(2, 3)
-            out, lse = _flash(q_WKCGd.flatten(2, 3), k_WKLd, v_WKLd, 0.0, False, attn_mask=bias)
-            out_RKGd = out.view(W, K, C, G, d).transpose(1, 2).reshape(W * C, K, G, d)
-            lse_RKG = lse.view(W, K, C, G).transpose(1, 2).reshape(W * C, K, G)
-            if part.kept is not None:
-                out_RKGd, lse_RKG = out_RKGd[part.kept], lse_RKG[part.kept]
-            out_TKGd[part.rows] = out_RKGd
-            lse_TKG[part.rows] = lse_RKG
-
+        if self._runs is not None:
+            self._runs.attend(q_TKGd, slab_N2Kd, out_TKGd, lse_TKG)
         for level in self._levels:
             seen_RKGd, seen_RKG = _read(level, layer, q_TKGd[level.rows])
             out_RKGd, lse_RKG = out_TKGd[level.rows], lse_TKG[level.rows]  # views of a slice

@@ -6,7 +6,7 @@ its last row. Where oneDNN's bf16 products are fast a block goes through them
 (:mod:`shoal.engine.wide`), elsewhere through the flash kernel.
 
 Shapes: R rows (tokens), P keys, K key-value heads, G query heads of each, H = K G, d head size,
-B rows of a block, L keys that it reads, W of them that it may not all see, S = G B.
+B rows of a block, L keys that it reads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shoal.engine import wide
 
@@ -26,12 +28,12 @@ _STEP = 128  # keys are padded to a multiple of this: oneDNN gets ready for ever
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Rows ``start .. stop`` over the first ``keys`` keys; ``hidden_BW`` is of the last W."""
+    """Rows ``start .. stop`` over the first ``keys`` keys, each over the first ``seen_B``."""
 
     start: int
     stop: int
     keys: int
-    hidden_BW: torch.Tensor
+    seen_B: NDArray[np.int64]
 
 
 class Scattered:
@@ -45,61 +47,46 @@ class Scattered:
         self._fast = many and dtype == torch.bfloat16 and wide.fast()
         self._padded = -(-keys // _STEP) * _STEP if self._fast else keys
         self._blocks = [
-            self._block(places[start : start + wide.BLOCK], start, dtype)
+            self._block(np.array(places[start : start + wide.BLOCK]), start)
             for start in range(0, len(places), wide.BLOCK)
         ]
 
-    def _block(self, places: Sequence[int], start: int, dtype: torch.dtype) -> _Block:
-        L = places[-1] + 1
+    def _block(self, places_B: NDArray[np.int64], start: int) -> _Block:
+        L = int(places_B[-1]) + 1
         if self._fast:
             L = -(-L // _STEP) * _STEP
             L = self._padded if _CROPPED * self._padded < L else L
-        stop = start + len(places)
-        if self._fast:  # whole blocks have one shape; the rows that pad see what the last one does
-            places = [*places, *[places[-1]] * (wide.BLOCK - len(places))]
-        first = (places[0] + 1) if self._fast else 0
-        later = torch.arange(first, L) > torch.tensor(places)[:, None]
-        hidden_BW = torch.zeros(later.shape, dtype=dtype).masked_fill_(later, -math.inf)
-        return _Block(start, stop, L, hidden_BW)
+        return _Block(start, start + len(places_B), L, places_B + 1)
 
     def __call__(
         self, q_RHd: torch.Tensor, k_PKd: torch.Tensor, v_PKd: torch.Tensor
     ) -> torch.Tensor:
         """Attention [R, H, d] of the rows; keys and values are those of the whole sequence."""
+        R, H, d = q_RHd.shape
+        K = k_PKd.shape[1]
         k_KPd, v_KPd = self._whole(k_PKd), self._whole(v_PKd)
-        out_RHd = torch.empty_like(q_RHd)
+        out_RHd = torch.empty(R, H, d, dtype=q_RHd.dtype)
+        if self._fast:
+            lse_RKG = torch.empty(R, K, H // K)
+            q_RKGd, out_RKGd = q_RHd.view(R, K, -1, d), out_RHd.view(R, K, -1, d)
         for block in self._blocks:
             rows, L = slice(block.start, block.stop), block.keys
             k_KLd, v_KLd = k_KPd[:, :L], v_KPd[:, :L]
             if self._fast:
-                out_RHd[rows] = _in_one_shape(q_RHd[rows], k_KLd, v_KLd, block.hidden_BW)
+                k_KLd, v_KLd = k_KLd.contiguous(), v_KLd.contiguous()
+                results = out_RKGd[rows], lse_RKG[rows]
+                wide.two_products(q_RKGd[rows], k_KLd, v_KLd, block.seen_B, *results)
                 continue
+            later_BL = torch.arange(L) >= torch.from_numpy(block.seen_B)[:, None]
+            hidden_BL = torch.zeros(later_BL.shape, dtype=q_RHd.dtype)
+            hidden_BL.masked_fill_(later_BL, -math.inf)
             q_1HBd = q_RHd[rows].transpose(0, 1)[None]
-            mask = block.hidden_BW[None, None]
+            mask = hidden_BL[None, None]
             out_1HBd, _ = _flash(q_1HBd, k_KLd[None], v_KLd[None], 0.0, False, attn_mask=mask)
             out_RHd[rows] = out_1HBd[0].transpose(0, 1)
         return out_RHd
 
     def _whole(self, x_PKd: torch.Tensor) -> torch.Tensor:
-        """[K, P, d], with zeros behind up to a shape that oneDNN has seen."""
-        P, K, d = x_PKd.shape
-        if not self._fast:
-            return x_PKd.transpose(0, 1)
-        padded_KPd = x_PKd.new_zeros(K, self._padded, d)
-        padded_KPd[:, :P] = x_PKd.transpose(0, 1)
-        return padded_KPd
-
-
-def _in_one_shape(
-    q_BHd: torch.Tensor, k_KLd: torch.Tensor, v_KLd: torch.Tensor, hidden_BW: torch.Tensor
-) -> torch.Tensor:
-    """One block by :func:`shoal.engine.wide.two_products`, filled up with rows of zeros."""
-    (B, H, d), K = q_BHd.shape, len(k_KLd)
-    G = H // K
-    q_KGBd = q_BHd.new_zeros(K, G, wide.BLOCK, d)
-    q_KGBd[:, :, :B] = q_BHd.view(B, K, G, d).permute(1, 2, 0, 3)
-    hidden_SW = hidden_BW.repeat(G, 1) if hidden_BW.shape[1] else None
-    out_KSd, _ = wide.two_products(
-        q_KGBd.view(K, -1, d), k_KLd.contiguous(), v_KLd.contiguous(), hidden_SW
-    )
-    return out_KSd.view(K, G, wide.BLOCK, d)[:, :, :B].permute(2, 0, 1, 3).reshape(B, H, d)
+        """[K, P, d], padded to a shape that oneDNN has seen where it will multiply."""
+        x_KPd = x_PKd.transpose(0, 1)
+        return wide.padded(x_KPd, self._padded) if self._fast else x_KPd

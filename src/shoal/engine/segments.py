@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from shoal.core.errors import EngineError
 from shoal.core.files import atomic_path
 from shoal.engine.pool import KVPool
-from shoal.models.decoder import Decoder, rotate
+from shoal.models.decoder import Decoder
+from shoal.models.rope import rotate
 
 _CACHED = 1 << 17
 """Numbers that are worked on at once: half a megabyte in fp32."""

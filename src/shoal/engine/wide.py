@@ -10,16 +10,22 @@ stays that of a bf16 weight (2^-9 of itself).
 oneDNN takes some milliseconds to get ready for a product of a new shape: rows and keys are padded
 to few shapes.
 
-Shapes: R rows (tokens), K key-value heads, G query heads of each, d head size, L keys,
-S stacked rows R G, B rows of a block.
+Shapes: R rows (tokens), B rows of a block, K key-value heads, G query heads of each, d head size,
+L keys, S stacked rows of a block, by row and then by head.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
+import numpy as np
 import torch
+from numba import prange
+from numpy.typing import NDArray
+
+from shoal.models.native import LOWEST, Loop, array, exp, narrow, of_rank, rank, wide
 
 BLOCK = 64  # rows of a block, and what keys are padded to a multiple of
 SEEN = 24_000  # pairs of a row and a key it sees, from which this is faster than the flash kernel
@@ -43,46 +49,93 @@ def attend(
 
     All rows see all keys, or with ``causal`` row i the first i + 1 of as many keys as rows.
     """
-    R, K, G, d = q_RKGd.shape
+    R, K, G, _ = q_RKGd.shape
     L = k_KLd.shape[1]
-    out_RKGd = torch.empty_like(q_RKGd)
+    out_RKGd = torch.empty(q_RKGd.shape, dtype=q_RKGd.dtype)
     lse_RKG = torch.empty(R, K, G, dtype=torch.float32)
-    k_KLd, v_KLd = _padded(k_KLd, _shape(L)), _padded(v_KLd, _shape(L))
-    hidden_SB = _later(G) if causal else _beyond(_shape(L), L)
+    k_KLd, v_KLd = padded(k_KLd, _shape(L)), padded(v_KLd, _shape(L))
+    seen_R = np.arange(1, R + 1) if causal else np.full(R, L)
     k_KSd, v_KSd = k_KLd, v_KLd
     for start in range(0, R, BLOCK):
-        rows = slice(start, min(R, start + BLOCK))
-        count = rows.stop - start
+        rows = slice(start, start + BLOCK)
         if causal:  # oneDNN takes whole tensors; slices it would copy for every product
-            seen = slice(0, start + BLOCK)
-            k_KSd, v_KSd = k_KLd[:, seen].contiguous(), v_KLd[:, seen].contiguous()
-        q_KSd = _padded(q_RKGd[rows].transpose(0, 1).reshape(K, count * G, d), BLOCK * G)
-        out_KSd, lse_KS = two_products(q_KSd, k_KSd, v_KSd, hidden_SB)
-        out_RKGd[rows] = out_KSd.view(K, BLOCK, G, d)[:, :count].transpose(0, 1)
-        lse_RKG[rows] = lse_KS.view(K, BLOCK, G)[:, :count].transpose(0, 1)
+            k_KSd, v_KSd = k_KLd[:, : rows.stop].contiguous(), v_KLd[:, : rows.stop].contiguous()
+        two_products(q_RKGd[rows], k_KSd, v_KSd, seen_R[rows], out_RKGd[rows], lse_RKG[rows])
     return out_RKGd, lse_RKG
 
 
 def two_products(
-    q_KSd: torch.Tensor, k_KLd: torch.Tensor, v_KLd: torch.Tensor, hidden_SB: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stacked rows over keys: [K, S, d] and the log-sum-exp [K, S] in fp32.
+    q_BKGd: torch.Tensor,
+    k_KLd: torch.Tensor,
+    v_KLd: torch.Tensor,
+    seen_B: NDArray[np.int64],
+    out_BKGd: torch.Tensor,
+    lse_BKG: torch.Tensor,
+) -> None:
+    """Up to ``BLOCK`` rows, each over the first ``seen_B`` keys, one at least.
 
-    ``hidden_SB`` is added to the scores of the last B keys: minus infinity hides one from a row.
+    The results and their log-sum-exp go to the last two.
     """
-    scale = 1 / math.sqrt(q_KSd.shape[2])
+    B, K, G, d = q_BKGd.shape
+    scale = 1 / math.sqrt(d)
+    q_KSd = padded(q_BKGd.transpose(0, 1).reshape(K, B * G, d), BLOCK * G)
     k_KdL = k_KLd.transpose(1, 2)
     scores_KSL = torch.bmm(q_KSd, k_KdL)
-    if hidden_SB is not None:
-        scores_KSL[..., -hidden_SB.shape[1] :] += hidden_SB
-    top_KS1 = scores_KSL.amax(-1, keepdim=True) * scale
-    weights_KSL = torch.baddbmm(-top_KS1, q_KSd, k_KdL, alpha=scale)
-    if hidden_SB is not None:
-        weights_KSL[..., -hidden_SB.shape[1] :] += hidden_SB
-    weights_KSL.exp_()
-    sums_KS1 = weights_KSL.sum(-1, keepdim=True, dtype=torch.float32)
-    out_KSd = torch.bmm(weights_KSL, v_KLd) / sums_KS1
-    return out_KSd, (sums_KS1.log() + top_KS1)[..., 0]
+    size, seen_S = scores_KSL.numel(), seen_B.repeat(G)
+    shift_KS1 = torch.zeros(*scores_KSL.shape[:2], 1, dtype=scores_KSL.dtype)
+    _shifts(size, array(scores_KSL), seen_S, np.float32(scale), array(shift_KS1))
+    weights_KSL = torch.baddbmm(shift_KS1, q_KSd, k_KdL, alpha=scale)
+    total_KS = np.ones(shift_KS1.shape[:2], np.float32)
+    _exponentials(size, array(weights_KSL), seen_S, total_KS)
+    sums_KSd = torch.bmm(weights_KSL, v_KLd)
+    results = array(sums_KSd), total_KS, array(shift_KS1), array(out_BKGd), array(lse_BKG)
+    _shares(sums_KSd.numel(), *results)
+
+
+@Loop
+def _shifts(scores_KSL: Any, seen_S: Any, scale: Any, shift_KS1: Any) -> None:
+    """Minus every row's largest score, times the scale."""
+    K, S = len(scores_KSL), len(seen_S)
+    for task in prange(K * S):
+        k, s = task // S, task % S
+        scores_L = scores_KSL[k, s, : seen_S[s]]
+        top = LOWEST
+        for j in range(len(scores_L)):
+            top = max(top, rank(wide(scores_L[j])))
+        shift_KS1[k, s, 0] = narrow(-of_rank(top) * scale, shift_KS1[k, s, 0])
+
+
+@Loop
+def _exponentials(shifted_KSL: Any, seen_S: Any, total_KS: Any) -> None:
+    """Shifted scores become weights, in place: 0 for keys that are not seen."""
+    K, S = len(shifted_KSL), len(seen_S)
+    for task in prange(K * S):
+        k, s = task // S, task % S
+        weights_L = shifted_KSL[k, s, : seen_S[s]]
+        total = np.float32(0)
+        for j in range(len(weights_L)):
+            weight = narrow(exp(wide(weights_L[j])), weights_L[j])
+            weights_L[j] = weight
+            total += wide(weight)
+        shifted_KSL[k, s, seen_S[s] :] = 0
+        total_KS[k, s] = total
+
+
+@Loop
+def _shares(sums_KSd: Any, total_KS: Any, shift_KS1: Any, out_BKGd: Any, lse_BKG: Any) -> None:
+    """Weighted sums divided by the weights' total, where they belong."""
+    B, K, G, d = out_BKGd.shape
+    for b in prange(B):
+        for k in range(K):
+            for g in range(G):
+                sum_d, out_d, total = (
+                    sums_KSd[k, b * G + g],
+                    out_BKGd[b, k, g],
+                    total_KS[k, b * G + g],
+                )
+                for i in range(d):
+                    out_d[i] = narrow(wide(sum_d[i]) / total, out_d[i])
+                lse_BKG[b, k, g] = np.log(total) - wide(shift_KS1[k, b * G + g, 0])
 
 
 def _shape(length: int) -> int:
@@ -93,7 +146,7 @@ def _shape(length: int) -> int:
     return -(-length // step) * step
 
 
-def _padded(x_KNd: torch.Tensor, length: int) -> torch.Tensor:
+def padded(x_KNd: torch.Tensor, length: int) -> torch.Tensor:
     """The same with zeros behind, in one piece."""
     K, N, d = x_KNd.shape
     if length == N:
@@ -101,16 +154,3 @@ def _padded(x_KNd: torch.Tensor, length: int) -> torch.Tensor:
     whole = x_KNd.new_zeros(K, length, d)
     whole[:, :N] = x_KNd
     return whole
-
-
-@functools.cache
-def _later(heads: int) -> torch.Tensor:
-    """[BLOCK * heads, BLOCK]: minus infinity where a key comes after the row."""
-    hidden = torch.full((BLOCK, BLOCK), -math.inf, dtype=torch.bfloat16).triu(1)
-    return hidden.repeat_interleave(heads, 0)
-
-
-def _beyond(shape: int, length: int) -> torch.Tensor | None:
-    """[1, B]: minus infinity at the B keys that only pad."""
-    padding = shape - length
-    return torch.full((1, padding), -math.inf, dtype=torch.bfloat16) if padding else None

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple, Protocol, overload
 import torch
 from torch.nn import functional as F
 
+from shoal.models import fused
 from shoal.models.packed import BLOCKED_ROWS, PACKED_ROWS, Matrix, blocked, packed
 from shoal.models.rope import Rope
 
@@ -210,22 +211,18 @@ class Decoder:
             normed_TD = self._norm(x_TD, layer.attn_norm)
             qkv = self._product(index, "qkv", normed_TD, layer.qkv, layer.qkv_bias)
             qkv = qkv.view(T, H + 2 * K, d)
-            qk = qkv[:, : H + K]
             if layer.q_norm is not None and layer.k_norm is not None:
-                q_THd = self._norm(qk[:, :H].float(), layer.q_norm)
-                k_TKd = self._norm(qk[:, H:].float(), layer.k_norm)
-                qk = torch.cat((q_THd, k_TKd), dim=1)
-            qk = rotate(qk, cos_T1d, sin_T1d)
-            if torch.is_grad_enabled():
-                qkv = torch.cat((qk.to(self.dtype), qkv[:, H + K :]), 1)
-            else:
-                qkv[:, : H + K] = qk  # keys stay beside their values, ready to be stored
+                q_THd = self._norm(qkv[:, :H], layer.q_norm)
+                k_TKd = self._norm(qkv[:, H : H + K], layer.k_norm)
+                qkv = torch.cat((q_THd, k_TKd, qkv[:, H + K :]), dim=1)
+            qkv = fused.rotated(qkv, H + K, cos_T1d, sin_T1d)  # keys stay beside their values
             o_THd = attend(index, qkv[:, :H], qkv[:, H:].view(T, 2, K, d))
-            x_TD = x_TD + self._product(index, "out", o_THd.reshape(T, H * d), layer.out)
+            out_TD = self._product(index, "out", o_THd.reshape(T, H * d), layer.out)
+            x_TD = fused.add(x_TD, out_TD)
             normed_TD = self._norm(x_TD, layer.mlp_norm)
             gate_up = self._product(index, "gate_up", normed_TD, layer.gate_up)
-            gate_TI, up_TI = gate_up.chunk(2, dim=-1)
-            x_TD = x_TD + self._product(index, "down", F.silu(gate_TI) * up_TI, layer.down)
+            down_TD = self._product(index, "down", fused.gated(gate_up), layer.down)
+            x_TD = fused.add(x_TD, down_TD)
         return x_TD
 
     def logits(self, hidden_RD: torch.Tensor, *, precise: bool = False) -> torch.Tensor:
@@ -294,11 +291,11 @@ class Decoder:
         return next(each for each in self._matrices if rows <= each.rows)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """RMSNorm over the last dimension: fp32 in, the decoder's dtype out."""
-        return F.rms_norm(x, weight.shape, weight, self.config.eps).to(self.dtype)
+        """RMSNorm over the last dimension, in fp32; the decoder's dtype out."""
+        return fused.rms_norm(x, weight, self.config.eps, self.dtype)
 
     def rotation(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and signed sin, both [T, 1, d] fp32, as :func:`rotate` wants them."""
+        """cos and signed sin, both [T, 1, d] fp32, for :func:`shoal.models.rope.rotate`."""
         angles = positions_T[:, None, None] * self._frequencies
         cos, sin = angles.cos(), angles.sin()
         if (factor := self.config.rope.attention_factor) != 1:
@@ -315,13 +312,6 @@ def _linear(x_TD: torch.Tensor, weight: Matrix, bias: torch.Tensor | None = None
     if bias is None:
         return torch.mv(weight, x_TD[0])[None]
     return torch.addmv(bias, weight, x_TD[0])[None]
-
-
-def rotate(x_THd: torch.Tensor, cos_T1d: torch.Tensor, sin_T1d: torch.Tensor) -> torch.Tensor:
-    """RoPE on pairs (i, i + d/2): fp32; ``sin`` carries the minus sign in its first half."""
-    wide = x_THd.float()
-    swapped = wide.roll(wide.shape[-1] // 2, -1)
-    return torch.addcmul(wide * cos_T1d, swapped, sin_T1d)
 
 
 def causal_attend(layer: int, q_THd: torch.Tensor, kv_T2Kd: torch.Tensor) -> torch.Tensor:

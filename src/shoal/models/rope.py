@@ -74,3 +74,10 @@ class Rope:
 def yarn_attention_factor(factor: float) -> float:
     """The default of yarn: 0.1 ln(factor) + 1 (equation 22)."""
     return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def rotate(x_THd: torch.Tensor, cos_T1d: torch.Tensor, sin_T1d: torch.Tensor) -> torch.Tensor:
+    """RoPE on pairs (i, i + d/2): fp32; ``sin`` carries the minus sign in its first half."""
+    wide = x_THd.float()
+    swapped = wide.roll(wide.shape[-1] // 2, -1)
+    return torch.addcmul(wide * cos_T1d, swapped, sin_T1d)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from shoal.models.decoder import Decoder, causal_attend, rotate
+from shoal.models.decoder import Decoder, causal_attend
+from shoal.models.rope import rotate
 
 ROTATED = 2.0**-6
 """Relative error up to which rotated keys count as equal: bf16 rounds each to 2^-8."""
