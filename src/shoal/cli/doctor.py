@@ -88,6 +88,10 @@ def _divergences(engine: LocalEngine) -> dict[str, tuple[float, float]]:
 
     path = str(engine.model.path)
     reference = load(path, dtype="fp32")
-    models = {"bf16": engine.model, "packed": load(path, dtype="packed")}
-    found = {dtype: divergence(model, reference, (PROSE,)) for dtype, model in models.items()}
+    packed = load(path, dtype="packed")
+    found = {
+        "bf16": divergence(engine.model, reference, (PROSE,)),
+        "packed": divergence(packed, reference, (PROSE,)),
+        "packed, reading prompts,": divergence(packed, reference, (PROSE,), reading=True),
+    }
     return {dtype: (each.kl, each.top1) for dtype, each in found.items()}

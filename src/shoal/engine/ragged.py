@@ -1,4 +1,4 @@
-"""Attention of short runs of rows, each over cache that only it sees, read where it lies.
+"""Attention of a few rows, each over cache that it reads alone, where it lies.
 
 A run's cache lies in pieces: spans of prefixes and of its own tokens. torch's kernel wants them
 copied together and padded to one length; this loop does neither, and takes less than half the
@@ -27,7 +27,8 @@ from shoal.models.native import LOWEST, Loop, array, exp, narrow, of_rank, rank,
 class Run:
     """Consecutive rows, and the pieces of cache they see: (first slot, length) of each.
 
-    The last piece ends with the rows' own tokens: row i does not see those of the rows after it.
+    The last piece ends with the rows' own tokens, so it has as many at least: row i does not see
+    those of the rows after it.
     """
 
     first: int

@@ -17,14 +17,15 @@ P tokens of the whole prompt, K key-value heads, H query heads, d head size, D h
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from shoal.engine.late_repair import Late
+from shoal.engine.parts import Part, Parts
 from shoal.engine.pool import KVPool
-from shoal.engine.scattered import Scattered
 from shoal.engine.tree import Node
 from shoal.models.decoder import Decoder
 
@@ -82,6 +83,7 @@ class _Attend:
 
     pool: KVPool
     slots_P: torch.Tensor
+    pieces: Sequence[tuple[int, int]]  # of these slots: (first, length)
     beginning: int  # tokens of the exact beginning; rows count from its end
     check_layer: int
     new_A: torch.Tensor
@@ -90,13 +92,13 @@ class _Attend:
     deviation_A: torch.Tensor = field(init=False)
     key_deviation_A: torch.Tensor = field(init=False)
     attention_A: torch.Tensor = field(init=False)
-    _attention: Scattered = field(init=False)
+    _attention: Parts = field(init=False)
 
     def see(self, rows: torch.Tensor) -> None:
         """Compute these rows (places among A) from now on."""
         self.rows = rows
-        places = (self.beginning + rows).tolist()
-        self._attention = Scattered(places, len(self.slots_P), self.pool.slab.dtype)
+        seen = (self.beginning + rows + 1).tolist()
+        self._attention = Parts([Part(range(len(rows)), seen, self.pieces)])
 
     def __call__(self, layer: int, q_RHd: torch.Tensor, kv_R2Kd: torch.Tensor) -> torch.Tensor:
         slab_N2Kd = self.pool.slab[layer]
@@ -105,12 +107,16 @@ class _Attend:
             change_A2 = (slab_N2Kd[slots_R].float() - kv_R2Kd.float()).square().sum((2, 3))
             self.key_deviation_A, self.deviation_A = change_A2.sqrt().unbind(1)
         slab_N2Kd[slots_R] = kv_R2Kd
-        k_PKd, v_PKd = slab_N2Kd[self.slots_P].unbind(1)
         if layer == self.check_layer:
             self.attention_A = torch.zeros(len(self.new_A))
             if self.wants_attention:
-                self.attention_A = self._paid(q_RHd[self.new_A], k_PKd)
-        return self._attention(q_RHd, k_PKd, v_PKd)
+                self.attention_A = self._paid(q_RHd[self.new_A], slab_N2Kd[self.slots_P, 0])
+        R, H, d = q_RHd.shape
+        q_RKGd = q_RHd.view(R, kv_R2Kd.shape[2], -1, d)
+        out_RKGd = torch.empty(q_RKGd.shape, dtype=q_RHd.dtype)
+        lse_RKG = torch.full(q_RKGd.shape[:3], -math.inf)
+        self._attention.attend(q_RKGd, slab_N2Kd, out_RKGd, lse_RKG)
+        return out_RKGd.view(R, H, d)
 
     def _paid(self, q_RHd: torch.Tensor, k_PKd: torch.Tensor) -> torch.Tensor:
         """Mean attention of the new rows to each token below the exact beginning."""
@@ -144,7 +150,8 @@ def repair(
     layers = decoder.config.layers
     check = min(policy.check_layer, layers - 1)
     wants = policy.late is not None or policy.kind in ("attention", "dhd")
-    attend = _Attend(pool, torch.tensor(slots), beginning, check, ~moved_A, wants)
+    pieces = [(node.start, len(node.tokens)) for node in path if node.tokens]
+    attend = _Attend(pool, torch.tensor(slots), pieces, beginning, check, ~moved_A, wants)
     everything = torch.arange(len(own))
     attend.see(everything)
     x_AD = decoder.embed(torch.tensor(own))

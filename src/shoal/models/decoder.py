@@ -24,11 +24,12 @@ import torch
 from torch.nn import functional as F
 
 from shoal.models import fused
-from shoal.models.packed import BLOCKED_ROWS, PACKED_ROWS, Matrix, blocked, packed
+from shoal.models.packed import PACKED_ROWS, Matrix, blocked, packed, w8a8
 from shoal.models.rope import Rope
 
 Family = Literal["llama", "qwen2", "qwen3", "mistral"]
 Kernels = Literal["plain", "blocked", "packed"]
+CALIBRATED = 256  # random tokens whose activations say where outliers are
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,14 @@ class _Layer(NamedTuple):
     down: Matrix
 
 
+LayOut = Callable[[Matrix, int, str], Matrix]
+"""Makes a matrix in another layout, given its layer (the head is above the last) and name."""
+
+
 class _Laid(Sequence[_Layer]):
     """Layers in another layout, each made when it is first asked for; the norms are shared."""
 
-    def __init__(self, layers: Sequence[_Layer], lay_out: Callable[[Matrix], Matrix]) -> None:
+    def __init__(self, layers: Sequence[_Layer], lay_out: LayOut) -> None:
         self._layers = layers
         self._lay_out = lay_out
         self._made: dict[int, _Layer] = {}
@@ -112,10 +117,10 @@ class _Laid(Sequence[_Layer]):
         if index not in self._made:
             layer, lay_out = self._layers[index], self._lay_out
             self._made[index] = layer._replace(
-                qkv=lay_out(layer.qkv),
-                out=lay_out(layer.out),
-                gate_up=lay_out(layer.gate_up),
-                down=lay_out(layer.down),
+                qkv=lay_out(layer.qkv, index, "qkv"),
+                out=lay_out(layer.out, index, "out"),
+                gate_up=lay_out(layer.gate_up, index, "gate_up"),
+                down=lay_out(layer.down, index, "down"),
             )
         return self._made[index]
 
@@ -127,12 +132,24 @@ class _Matrices(NamedTuple):
     layers: Sequence[_Layer]
     head: Matrix
 
-    def laid_out(
-        self, lay_out: Callable[[Matrix], Matrix], rows: int, *, lazily: bool
-    ) -> _Matrices:
+    def laid_out(self, lay_out: LayOut, *, lazily: bool, rows: int = sys.maxsize) -> _Matrices:
         """The same in another layout."""
         laid = _Laid(self.layers, lay_out)
-        return _Matrices(rows, laid if lazily else laid[:], lay_out(self.head))
+        head = lay_out(self.head, len(self.layers), "head")
+        return _Matrices(rows, laid if lazily else laid[:], head)
+
+
+class _Peaks:
+    """What is largest among the activations of every product: an adapter that adds nothing."""
+
+    def __init__(self) -> None:
+        self.of: dict[tuple[int, str], torch.Tensor] = {}
+
+    def __call__(
+        self, layer: int, matrix: str, x_TK: torch.Tensor, y_TN: torch.Tensor
+    ) -> torch.Tensor:
+        self.of[layer, matrix] = x_TK.abs().amax(0)
+        return y_TN
 
 
 class Decoder:
@@ -164,11 +181,11 @@ class Decoder:
         self._head = weights["embed" if config.tied_head else "head"]
         self._final_norm = weights["final_norm"]
         self._matrices: list[_Matrices] = []  # for growing numbers of rows
-        self.lay_out()
         frequencies = config.rope.frequencies(config.head_dim)
         if "rope_divisors" in weights:
             frequencies = frequencies / weights["rope_divisors"].float()
         self._frequencies = frequencies.to(self._embed.device)
+        self.lay_out()
 
     def lay_out(self) -> None:
         """Make the kernels' copies of the matrices anew, after ``weights`` changed in place."""
@@ -178,12 +195,34 @@ class Decoder:
         ]
         plain = _Matrices(sys.maxsize, layers, self._head)
         self._matrices = [plain]
-        if self.kernels != "plain":
-            laid = plain.laid_out(blocked, BLOCKED_ROWS, lazily=self._lazily)
+        if self.kernels == "blocked":
+            laid = plain.laid_out(lambda matrix, *_: blocked(matrix), lazily=self._lazily)
             self._matrices.insert(0, laid)
         if self.kernels == "packed":
-            laid = plain.laid_out(packed, PACKED_ROWS, lazily=self._lazily)
-            self._matrices.insert(0, laid)
+            peaks = self._peaks()
+
+            def in_8_bits(matrix: Matrix, layer: int, name: str) -> Matrix:
+                if (layer, name) not in peaks or name == "down":
+                    return blocked(matrix)
+                return w8a8(matrix, peaks[layer, name])
+
+            wide = plain.laid_out(in_8_bits, lazily=self._lazily)
+            few = plain.laid_out(
+                lambda matrix, *_: packed(matrix), lazily=self._lazily, rows=PACKED_ROWS
+            )
+            self._matrices = [few, wide, plain]
+
+    @torch.inference_mode()
+    def _peaks(self) -> dict[tuple[int, str], torch.Tensor]:
+        """The largest activations [K] by layer and matrix, over random tokens.
+
+        Outliers belong to places, hardly to texts.
+        """
+        peaks = _Peaks()
+        drawn = torch.Generator().manual_seed(0)
+        ids_T = torch.randint(self.config.vocab, (CALIBRATED,), generator=drawn)
+        self.adapted(peaks).forward(ids_T, torch.arange(CALIBRATED), causal_attend)
+        return peaks.of
 
     def forward(
         self, ids_T: torch.Tensor, positions_T: torch.Tensor, attend: Attend

@@ -8,7 +8,10 @@ Tensors go in as numpy views, bf16 as the ``uint16`` that holds its bits: :func:
 
 from __future__ import annotations
 
+import hashlib
+import types as types_of_python
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -21,8 +24,14 @@ from numpy.typing import NDArray
 F = TypeVar("F", bound=Callable[..., Any])
 
 SMALL = 1 << 14  # numbers up to which a second thread costs more than it does
-_FAST = {"reassoc", "contract", "nsz", "nnan"}  # sums in any order, no signed zeros, no NaN
+_EXACTNESS: dict[str, Any] = {
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz", "nnan"},  # sums in any order, no -0, no NaN
+}
 _MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+_MADE_OF = hashlib.sha256(
+    b"".join((Path(__file__).parent / name).read_bytes() for name in ("native.py", "tile.py"))
+).hexdigest()[:8]
 _LN2 = np.float32(0.6931471805599453)
 _LOG2E = np.float32(1.4426950408889634)
 
@@ -31,27 +40,37 @@ class Loop:
     """A function over arrays whose outer loop is a ``prange``, compiled alone and for threads."""
 
     def __init__(self, function: Callable[..., None]) -> None:
-        self._alone, self._threads = (
-            numba.njit(
-                parallel=parallel, cache=True, nogil=True, fastmath=_FAST, error_model="numpy"
-            )(function)
-            for parallel in (False, True)
-        )
+        self._alone = _compiled(function, parallel=False)
+        self._threads = _compiled(function, parallel=True)
 
     def __call__(self, size: int, *arrays: Any) -> None:
-        """Run it; ``size`` says how many numbers it goes through."""
-        threads = torch.get_num_threads()
+        """Run it on the arrays; ``size`` says how many numbers it goes through."""
+        threads = min(torch.get_num_threads(), _MOST_THREADS)
         if threads == 1 or size <= SMALL:
             self._alone(*arrays)
             return
         if numba.get_num_threads() != threads:
-            numba.set_num_threads(min(threads, _MOST_THREADS))
+            numba.set_num_threads(threads)
         self._threads(*arrays)
+
+
+def _compiled(function: Callable[..., None], *, parallel: bool) -> Callable[..., None]:
+    """The function under a name of its own: numba finds kept ones by name and file.
+
+    It takes no notice of how they were compiled, nor of changes to what they are made of.
+    """
+    own = types_of_python.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__
+    )
+    own.__module__, own.__doc__ = function.__module__, function.__doc__
+    own.__qualname__ = f"{function.__qualname__}_{'threads' if parallel else 'alone'}_{_MADE_OF}"
+    made: Any = numba.njit(parallel=parallel, cache=True, nogil=True, **_EXACTNESS)(own)
+    return cast(Callable[..., None], made)
 
 
 def inlined(function: F) -> F:
     """A function for use inside loops, compiled into them."""
-    return cast(F, numba.njit(inline="always", fastmath=_FAST, error_model="numpy")(function))
+    return cast(F, numba.njit(inline="always", **_EXACTNESS)(function))
 
 
 def array(tensor: torch.Tensor) -> NDArray[Any]:
@@ -63,7 +82,7 @@ def array(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def runs_here(*tensors: torch.Tensor) -> bool:
-    """Whether loops may be used: on a CPU, where nothing asks for gradients."""
+    """Whether loops may be used: on a CPU, with gradients off."""
     return not torch.is_grad_enabled() and all(t.device.type == "cpu" for t in tensors)
 
 

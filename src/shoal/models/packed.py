@@ -1,13 +1,18 @@
-"""Matrices laid out for the kernels that multiply them, and in 4 or 8 bits for steps of few rows.
+"""Matrices laid out for the kernels that multiply them, and in fewer bits than 16.
 
 A bf16 matrix in the layout oneDNN computes with gives what a plain one gives (bit for bit where
 we tried), and saves the reordering that every product otherwise begins with: a third of the time
-up to 64 rows, a quarter at 128, nothing at 256. In steps of a few rows reading the weights is
-most of the time, so fewer bits are faster still; activations stay bf16 (weight-only
-quantisation). A matrix whose groups of 32 weights lie on 16 equidistant values, as a GGUF file's
-Q4 blocks do, is kept in 4 bits and loses nothing but the rounding of scales to bf16; any other
-gets 8 bits with one scale per output row. A decoder keeps a matrix in all layouts that pay, and
-chooses by rows.
+up to 64 rows, a tenth at 512 and more.
+
+In steps of a few rows reading the weights is most of the time, so fewer bits are faster still;
+activations stay bf16 (weight-only quantisation). A matrix whose groups of 32 weights lie on 16
+equidistant values, as a GGUF file's Q4 blocks do, is kept in 4 bits and loses nothing but the
+rounding of scales to bf16; any other gets 8 bits with one scale per output row.
+
+In steps of more rows the products themselves are most of the time, and processors multiply 8 bits
+twice as fast as 16: weights and activations are both rounded to 8 bits there. Activations have
+outliers in a few places, which would cost all others their bits; they are divided down first, and
+the weights of those places multiplied (SmoothQuant: Xiao et al., arXiv 2211.10438, equation 4).
 """
 
 from __future__ import annotations
@@ -16,9 +21,11 @@ from typing import NamedTuple
 
 import torch
 
-BLOCKED_ROWS = 128  # up to so many rows the blocked product wins
+from shoal.models.fused import MIDDLE, rounded, scale_rows
+
 PACKED_ROWS = 4  # up to so many rows the packed product wins (1.5 to 2.5 times; a tie at 8)
 GROUP = 32  # weights of one 4-bit scale
+ALPHA = 0.65  # how much of the outliers goes into the weights
 LOSSLESS = 0.01  # relative error (root mean square); scales in bf16 make 0.005, rounding makes 0.09
 
 
@@ -65,7 +72,31 @@ class Int8(NamedTuple):
         return product if bias_N is None else product + bias_N
 
 
-Matrix = torch.Tensor | Blocked | Int4 | Int8
+class W8A8(NamedTuple):
+    """A matrix [N, K] in 8 bits, for activations that are rounded to 8 bits, row by row.
+
+    codes   in oneDNN's layout
+    scale   [N] fp32, of each output row
+    relief  [K] fp32: what activations are multiplied with first; the weights were divided by it
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    relief: torch.Tensor
+
+    def apply(self, x_TK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+        """x Wᵀ + b: bf16 [T, K] -> bf16 [T, N]."""
+        codes_TK, steps_T = rounded(x_TK, self.relief)
+        zeros_N = torch.zeros(len(self.scale), dtype=torch.int32)
+        product_TN: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(codes_TK, 1.0, MIDDLE, self.codes, self.scale, zeros_N, None),
+            *(1.0, 0, torch.bfloat16, "none", [], ""),
+        )
+        scale_rows(product_TN, steps_T)
+        return product_TN if bias_N is None else product_TN + bias_N
+
+
+Matrix = torch.Tensor | Blocked | Int4 | Int8 | W8A8
 
 
 def blocked(weight_NK: Matrix) -> Matrix:
@@ -80,6 +111,19 @@ def packed(weight_NK: Matrix) -> Int4 | Int8:
     """Four bits where they lose nothing, otherwise eight."""
     assert isinstance(weight_NK, torch.Tensor), "layouts are made of plain matrices"
     return _int4(weight_NK) or int8(weight_NK)
+
+
+def w8a8(weight_NK: Matrix, peak_K: torch.Tensor) -> W8A8:
+    """Eight bits for both sides; ``peak_K`` are the largest activations [K] there usually are."""
+    assert isinstance(weight_NK, torch.Tensor), "layouts are made of plain matrices"
+    wide_NK = weight_NK.float()
+    largest_K = wide_NK.abs().amax(0).clamp_min(1e-5)
+    smoothing_K = peak_K.float().clamp_min(1e-5) ** ALPHA / largest_K ** (1 - ALPHA)
+    smoothing_K /= smoothing_K.log().mean().exp()
+    wide_NK = wide_NK * smoothing_K
+    scale_N = (wide_NK.abs().amax(1) / 127).clamp_min(1e-12)
+    codes_NK = (wide_NK / scale_N[:, None]).round().clamp(-127, 127).to(torch.int8)
+    return W8A8(torch.ops.onednn.qlinear_prepack(codes_NK, None), scale_N, 1 / smoothing_K)
 
 
 def int8(weight_NK: torch.Tensor) -> Int8:

@@ -29,13 +29,19 @@ class Divergence:
 
 
 @torch.inference_mode()
-def divergence(model: Model, reference: Model, texts: Iterable[str]) -> Divergence:
+def divergence(
+    model: Model, reference: Model, texts: Iterable[str], *, reading: bool = False
+) -> Divergence:
     """Compare next-token distributions, given the same texts.
 
-    A model with packed matrices is measured as it decodes: with them at every row.
+    A model with packed matrices is measured as it decodes a single answer, with them at every
+    row, or with ``reading`` as it computes prompts and many answers at once.
     Raises :class:`InputError` where the texts hold no token.
     """
-    decoders = (_as_it_decodes(model), _as_it_decodes(reference))
+    decoders = [
+        each.decoder if reading or each.decoder.kernels != "packed" else each.decoder.narrow()
+        for each in (model, reference)
+    ]
     kl, same, tokens = 0.0, 0, 0
     for text in texts:
         ids = torch.tensor(reference.tokenizer.encode(text, special=False), dtype=torch.long)
@@ -51,10 +57,6 @@ def divergence(model: Model, reference: Model, texts: Iterable[str]) -> Divergen
     if not tokens:
         raise InputError("There is nothing to compare: the texts hold no token.")
     return Divergence(kl / tokens, same / tokens, tokens)
-
-
-def _as_it_decodes(model: Model) -> Decoder:
-    return model.decoder.narrow() if model.decoder.kernels == "packed" else model.decoder
 
 
 def _logprobs(decoder: Decoder, hidden_RD: torch.Tensor) -> torch.Tensor:
