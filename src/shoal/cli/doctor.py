@@ -92,6 +92,6 @@ def _divergences(engine: LocalEngine) -> dict[str, tuple[float, float]]:
     found = {
         "bf16": divergence(engine.model, reference, (PROSE,)),
         "packed": divergence(packed, reference, (PROSE,)),
-        "packed, reading prompts,": divergence(packed, reference, (PROSE,), reading=True),
+        "packed prompts": divergence(packed, reference, (PROSE,), reading=True),
     }
     return {dtype: (each.kl, each.top1) for dtype, each in found.items()}

@@ -39,6 +39,7 @@ from shoal.engine.scheduler import Job, Scheduler
 from shoal.engine.segments import KVSegment, cut
 from shoal.engine.step import Counters, Stepper
 from shoal.engine.tree import PrefixTree
+from shoal.engine.warm import warm
 from shoal.models.depth.arrange import planned
 from shoal.models.depth.plan import DepthPlan
 from shoal.models.loading import Model, load
@@ -101,11 +102,15 @@ class LocalEngine:
         threads: int | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> LocalEngine:
-        """Load a model by name or path and open an engine on it; see :func:`load`."""
+        """Load a model by name or path and open an engine on it; see :func:`load`.
+
+        The first time on a machine what steps are made of is compiled, too.
+        """
 
         def build() -> LocalEngine:
             torch.set_num_threads(threads or _threads())
             model = load(name, dtype=dtype, progress=progress)
+            warm(model.decoder, progress)
             return cls(model, sharing=sharing, kv_bytes=kv_bytes)
 
         return compute.call(build)
