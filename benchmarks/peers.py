@@ -204,6 +204,7 @@ def llamacpp(kv_tokens: int) -> Answer:
 
 ARMS: dict[str, Callable[[int], Answer]] = {
     "shoal": shoal,
+    "shoal, packed": lambda kv_tokens: shoal(kv_tokens, "packed"),
     "OpenVINO GenAI, as shipped": openvino,
     "OpenVINO GenAI, in two waves": lambda kv_tokens: openvino(kv_tokens, waves=True),
     "llama.cpp server": llamacpp,
@@ -211,9 +212,6 @@ ARMS: dict[str, Callable[[int], Answer]] = {
 REFERENCES: dict[str, Callable[[int], Answer]] = {
     "shoal, fp32": lambda kv_tokens: shoal(kv_tokens, "fp32"),
     "shoal, fp32, nothing shared": lambda kv_tokens: shoal(kv_tokens, "fp32", sharing=False),
-}
-PACKED: dict[str, Callable[[int], Answer]] = {
-    "shoal, packed": lambda kv_tokens: shoal(kv_tokens, "packed")
 }
 ALONE = ("shoal", "shoal, packed", "OpenVINO GenAI, as shipped", "llama.cpp server")
 
@@ -230,7 +228,7 @@ def weights() -> Path:
 
 def work(arm: str, degree: int, kv_tokens: int) -> Run:
     """Load an arm, warm it up, and time it on a job, or with degree 0 on one answer alone."""
-    answer = (ARMS | REFERENCES | PACKED)[arm](kv_tokens)
+    answer = (ARMS | REFERENCES)[arm](kv_tokens)
     answer(["Two short prompts wake every part.", "They share nothing with the job."], NEW)
     if not degree:
         prompt = job(8)[:1]
@@ -269,10 +267,14 @@ def measure(
     return runs
 
 
-def same_answers() -> tuple[int, int]:
-    """How many answers of the shared fp32 run equal those of the unshared one."""
+def same_answers(runs: dict[str, list[Run]]) -> Iterator[str]:
+    """How many answers equal those of fp32 that shares nothing, which is the plainest run."""
     shared, alone = (run(arm, 8).texts for arm in REFERENCES)
-    return sum(a == b for a, b in zip(shared, alone, strict=True)), len(alone)
+    found = {"shoal, fp32": shared} | {arm: each[0].texts for arm, each in runs.items()}
+    yield "\nAnswers equal to those of fp32 that shares nothing, letter by letter:"
+    for arm, texts in found.items():
+        equal = sum(a.strip() == b.strip() for a, b in zip(texts, alone, strict=True))
+        yield f"- {arm}: {equal} of {len(alone)}"
 
 
 def named(degree: int) -> str:
@@ -283,24 +285,29 @@ def named(degree: int) -> str:
 
 
 def table(kind: str, runs: dict[str, list[Run]]) -> Iterator[str]:
-    """Lines of a Markdown table: median seconds, and how many times shoal's."""
+    """Lines of a Markdown table: median seconds, and how many times those of shoal's arms."""
+    ours = [arm for arm in runs if arm.startswith("shoal")]
+    times = "".join(f"| times {arm} " for arm in ours)
     yield f"\n{kind}\n"
-    yield "| arm | wall s | CPU s | prompt tokens computed | answered | times shoal's time |"
-    yield "|---|---|---|---|---|---|"
-    ours = [each.wall for each in runs["shoal"]]
+    yield f"| arm | wall s | CPU s | prompt tokens computed | answered {times}|"
+    yield "|---|---|---|---|---" + "|---" * len(ours) + "|"
     for arm, each in runs.items():
         walls = [one.wall for one in each]
         computed = each[0].computed
-        ratio = f"{statistics.median(walls) / statistics.median(ours):.2f}"
-        if arm != "shoal" and len(walls) > 1:
-            interval = ratio_interval(walls, ours)
-            ratio = f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+        ratios = " | ".join(_ratio(walls, [one.wall for one in runs[own]]) for own in ours)
         yield (
             f"| {arm} | {statistics.median(walls):.2f} "
             f"| {statistics.median(one.cpu for one in each):.1f} "
             f"| {'not told' if computed is None else f'{computed:,}'} "
-            f"| {min(one.answered for one in each)} | {ratio} |"
+            f"| {min(one.answered for one in each)} | {ratios} |"
         )
+
+
+def _ratio(walls: list[float], ours: list[float]) -> str:
+    if len(walls) == 1 or walls == ours:
+        return f"{statistics.median(walls) / statistics.median(ours):.2f}"
+    interval = ratio_interval(walls, ours)
+    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def draw(results: dict[int, dict[str, list[Run]]], path: Path, what: str) -> None:
@@ -345,7 +352,7 @@ def main() -> None:
         options.result.write_text(json.dumps(asdict(found)))
         return
     words = options.arms.split(",")
-    arms = [arm for arm in ARMS if arm == "shoal" or any(word in arm for word in words)]
+    arms = [arm for arm in ARMS if arm.startswith("shoal") or any(word in arm for word in words)]
     degrees = [int(degree) for degree in options.degrees.split(",") if degree]
     budgets = [int(tokens) for tokens in options.kv_tokens.split(",") if tokens]
     by_degree = {degree: measure(degree, options.rounds, arms) for degree in degrees}
@@ -362,8 +369,7 @@ def main() -> None:
         print(json.dumps(plain))
     lines = [line for name, runs in jobs.items() for line in table(name, runs)]
     if options.check:
-        equal, of = same_answers()
-        lines.append(f"\nfp32: {equal} of {of} answers equal those of a run that shares nothing.")
+        lines += same_answers(by_degree.get(8, {}))
     if not options.json:
         print("\n".join(lines))
     if options.out:

@@ -87,7 +87,7 @@ class LocalEngine:
         self._scheduler = Scheduler(PrefixTree(self._pool.slots), sharing=sharing)
         self._stepper = Stepper(model, self._pool, self._scheduler, self.adapters)
         self._packed = model.decoder.kernels == "packed"
-        self._how = "packed weights in small steps" if self._packed else "exact"
+        self._how = "packed weights and products of 8 bits" if self._packed else "exact"
         self._intake = Intake(model, slots=self._pool.slots.capacity, sharing=sharing)
         self._actor = Actor(self._stepper)
 

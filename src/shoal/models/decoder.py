@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from shoal.models import fused
-from shoal.models.packed import PACKED_ROWS, Matrix, blocked, packed, w8a8
+from shoal.models.packed import PACKED_ROWS, Matrix, blocked, multiplies_8_bits, packed, w8a8
 from shoal.models.rope import Rope
 
 Family = Literal["llama", "qwen2", "qwen3", "mistral"]
@@ -199,7 +199,7 @@ class Decoder:
             laid = plain.laid_out(lambda matrix, *_: blocked(matrix), lazily=self._lazily)
             self._matrices.insert(0, laid)
         if self.kernels == "packed":
-            peaks = self._peaks()
+            peaks = self._peaks() if multiplies_8_bits() else {}
 
             def in_8_bits(matrix: Matrix, layer: int, name: str) -> Matrix:
                 if (layer, name) not in peaks or name == "down":
@@ -220,8 +220,9 @@ class Decoder:
         """
         peaks = _Peaks()
         drawn = torch.Generator().manual_seed(0)
-        ids_T = torch.randint(self.config.vocab, (CALIBRATED,), generator=drawn)
-        self.adapted(peaks).forward(ids_T, torch.arange(CALIBRATED), causal_attend)
+        count = min(CALIBRATED, self.config.context)
+        ids_T = torch.randint(self.config.vocab, (count,), generator=drawn)
+        self.adapted(peaks).forward(ids_T, torch.arange(count), causal_attend)
         return peaks.of
 
     def forward(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import llvmlite.binding
 import numba
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ _MADE_OF = hashlib.sha256(
 ).hexdigest()[:8]
 _LN2 = np.float32(0.6931471805599453)
 _LOG2E = np.float32(1.4426950408889634)
+
+
+def has(feature: str) -> bool:
+    """Whether this processor has a feature, named as LLVM names it."""
+    return bool(llvmlite.binding.get_host_cpu_features().get(feature))
 
 
 class Loop:

@@ -17,11 +17,13 @@ the weights of those places multiplied (SmoothQuant: Xiao et al., arXiv 2211.104
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 
 from shoal.models.fused import MIDDLE, rounded, scale_rows
+from shoal.models.native import has
 
 PACKED_ROWS = 4  # up to so many rows the packed product wins (1.5 to 2.5 times; a tie at 8)
 GROUP = 32  # weights of one 4-bit scale
@@ -111,6 +113,12 @@ def packed(weight_NK: Matrix) -> Int4 | Int8:
     """Four bits where they lose nothing, otherwise eight."""
     assert isinstance(weight_NK, torch.Tensor), "layouts are made of plain matrices"
     return _int4(weight_NK) or int8(weight_NK)
+
+
+@functools.cache
+def multiplies_8_bits() -> bool:
+    """Whether this processor adds up products of 8 bits in 32: without that, sums may overflow."""
+    return has("avx512vnni") or has("avxvnni")
 
 
 def w8a8(weight_NK: Matrix, peak_K: torch.Tensor) -> W8A8:

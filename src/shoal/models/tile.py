@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from shoal.models.native import has
+
 ROWS = 6  # of a tile; with two vectors a row the sums take 12 registers of 16 or 32
-_HAS_AVX512 = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
-_LANES = 16 if _HAS_AVX512 else 8  # numbers of a vector; other processors split it
+_LANES = 16 if has("avx512f") else 8  # numbers of a vector; other processors split it
 WIDTH = 2 * _LANES  # columns of a tile
 
 _FLOAT, _INT, _PLACE = ir.FloatType(), ir.IntType(64), ir.IntType(32)
