@@ -24,7 +24,7 @@ from shoal.engine.kvcomm.templates import Template
 from shoal.engine.local import LocalEngine
 from shoal.engine.repair import Repair
 from shoal.engine.segments import KVSegment
-from shoal.models.decoder import rotate
+from shoal.models.rope import rotate
 
 T = TypeVar("T")
 FORCED = 16  # tokens of the exact answer over which distributions are compared

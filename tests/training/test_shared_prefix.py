@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -409,9 +411,11 @@ def test_a_run_shares_where_it_pays_and_says_so() -> None:
 
 
 def test_the_package_prefix_grouper_computes_the_same(policy: Policy) -> None:
-    grouper = pytest.importorskip("prefix_grouper")
-    if not hasattr(grouper, "PrefixGrouper"):
-        pytest.skip("this is the claim of that name, which other tests put on the path")
+    try:  # by its version: a claim that other tests put on the path is called the same
+        importlib.metadata.version("prefix_grouper")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the extra 'peers' is not installed")
+    grouper = importlib.import_module("prefix_grouper")
     prompt, answers = SYSTEM + TASK, ((5, 6, 7), (8, 9), (10, 11, 12, 13))
     lengths = [len(answer) - 1 for answer in answers]
     sharing = grouper.PrefixGrouper([[len(prompt), *lengths]])
