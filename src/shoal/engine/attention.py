@@ -2,9 +2,9 @@
 
 The rows of a step belong to pieces of work: a run of tokens of one node of the prefix tree. A
 row sees the spans above it, the earlier tokens of its own node, and its own run causally. A run of
-several rows reads all of that in one go. Of single rows, as answers under way have them, those
-that see the same span read it together, and the rest alone (:mod:`shoal.engine.ragged`); the
-partial results of a row are merged by their log-sum-exp, as in cascade inference.
+many rows reads all of that in one go. Short runs that see the same span read it together, and what
+only one of them sees by itself; single rows have a loop of their own (:mod:`shoal.engine.ragged`).
+The partial results of a row are merged by their log-sum-exp, as in cascade inference.
 
 Shapes: T rows of the step, H query heads, K key-value heads, G = H / K, d head size, N slots,
 n layers.
@@ -25,6 +25,7 @@ from shoal.engine.tree import Node
 from shoal.models.adapters.adapter import Adapter
 
 STACKED = 4  # rows from which reading together takes less time than each for itself
+MANY = 64  # rows of one run that fill registers by themselves
 SHORT_SPAN = 32  # below this many keys merging costs more than reading them again
 
 
@@ -72,13 +73,14 @@ class StepAttention:
     def _plan(self, works: Sequence[Work]) -> None:
         first_row = _offsets(works)
         above = [_spans_above(work) for work in works]
-        readers: dict[tuple[int, int], list[int]] = {}  # (first slot, length) -> works of few rows
+        readers: dict[tuple[int, int], list[int]] = {}  # (first slot, length) -> short works
         for index, work in enumerate(works):
-            for span in above[index] if work.count < STACKED else ():
+            for span in above[index] if work.count < MANY else ():
                 readers.setdefault(span, []).append(index)
         together: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # works -> spans
         for span, users in readers.items():
-            if span[1] >= SHORT_SPAN and sum(works[i].count for i in users) >= STACKED:
+            rows = sum(works[i].count for i in users)
+            if len(users) > 1 and span[1] >= SHORT_SPAN and rows >= STACKED:
                 together.setdefault(tuple(users), []).append(span)
         shared = {span for spans in together.values() for span in spans}
 
@@ -86,14 +88,15 @@ class StepAttention:
         parts: list[Part] = []
         for index, work in enumerate(works):
             first, own = first_row[index], (work.node.start + work.start, work.count)
+            spans = above[index]
+            if work.count < MANY:
+                spans = [span for span in spans if span not in shared]
             if work.count < STACKED:
-                pieces = [span for span in above[index] if span not in shared]
-                runs.append(Run(first, work.count, [*pieces, own]))
+                runs.append(Run(first, work.count, [*spans, own]))
                 continue
-            before = sum(length for _, length in above[index])
-            rows = range(first, first + work.count)
+            before = sum(length for _, length in spans)
             seen = range(before + 1, before + work.count + 1)
-            parts.append(Part(rows, seen, [*above[index], own]))
+            parts.append(Part(range(first, first + work.count), seen, [*spans, own]))
         for readers_of, spans in together.items():
             rows_of = [first_row[i] + row for i in readers_of for row in range(works[i].count)]
             keys = sum(length for _, length in spans)

@@ -9,9 +9,9 @@ Tensors go in as numpy views, bf16 as the ``uint16`` that holds its bits: :func:
 from __future__ import annotations
 
 import hashlib
-import types as types_of_python
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import llvmlite.binding
@@ -65,13 +65,14 @@ def _compiled(function: Callable[..., None], *, parallel: bool) -> Callable[...,
 
     It takes no notice of how they were compiled, nor of changes to what they are made of.
     """
-    own = types_of_python.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__
-    )
+    own = FunctionType(function.__code__, function.__globals__, function.__name__)
     own.__module__, own.__doc__ = function.__module__, function.__doc__
     own.__qualname__ = f"{function.__qualname__}_{'threads' if parallel else 'alone'}_{_MADE_OF}"
-    made: Any = numba.njit(parallel=parallel, cache=True, nogil=True, **_EXACTNESS)(own)
-    return cast(Callable[..., None], made)
+    options: dict[str, Any] = {"parallel": parallel, "nogil": True} | _EXACTNESS
+    try:
+        return cast(Callable[..., None], numba.njit(cache=True, **options)(own))
+    except RuntimeError:  # there is no folder to keep it in
+        return cast(Callable[..., None], numba.njit(**options)(own))
 
 
 def inlined(function: F) -> F:
