@@ -22,7 +22,7 @@ import torch
 from numba import prange
 
 from shoal.models.native import Loop, array, exp, narrow, wide
-from shoal.models.tile import ROWS, WIDTH, multiply
+from shoal.models.tile import ROWS, WIDTH, lift, multiply, scale
 
 BLOCK = 10 * ROWS  # keys: two blocks and the queries fit into a core's first cache
 _HIDDEN = np.float32(-1e30)  # score of a key that a row does not see
@@ -90,7 +90,7 @@ class Parts:
 @Loop
 def _attend(
     threads: Any,
-    scale: Any,
+    sharpness: Any,
     tasks_2: Any,
     rows_E: Any,
     seen_E: Any,
@@ -127,7 +127,7 @@ def _attend(
                 most, least = max(most, seen_W[w]), min(least, seen_W[w])
                 query_d = q_TKGd[rows_E[entry_W[w]], k, head_W[w]]
                 for i in range(d):
-                    q_dW[i * WIDTH + w] = wide(query_d[i]) * scale
+                    q_dW[i * WIDTH + w] = wide(query_d[i]) * sharpness
             top_W[:] = _HIDDEN
             total_W[:] = 0
             sums_dW[:] = 0
@@ -158,16 +158,12 @@ def _attend(
                     for w in range(WIDTH):
                         higher_W[w] = top_W[w]
                     for j in range(count):
-                        scores_W = scores_BW[j * WIDTH : (j + 1) * WIDTH]
-                        for w in range(WIDTH):
-                            higher_W[w] = max(higher_W[w], scores_W[w])
+                        lift(higher_W, 0, scores_BW, j * WIDTH)
                     for w in range(WIDTH):
                         top_W[w] = exp(top_W[w] - higher_W[w])  # what earlier sums still count
                         total_W[w] *= top_W[w]
                     for i in range(d):
-                        sums_W = sums_dW[i * WIDTH : (i + 1) * WIDTH]
-                        for w in range(WIDTH):
-                            sums_W[w] *= top_W[w]
+                        scale(sums_dW, i * WIDTH, top_W, 0)
                     for j in range(count):
                         scores_W = scores_BW[j * WIDTH : (j + 1) * WIDTH]
                         for w in range(WIDTH):
