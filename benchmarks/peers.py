@@ -107,13 +107,11 @@ def shoal(kv_tokens: int, dtype: str = "bf16", *, sharing: bool = True) -> Answe
     from shoal.engine.batch.planned import Planned
     from shoal.engine.compute import compute
     from shoal.engine.local import LocalEngine
-    from shoal.engine.warm import warm
     from shoal.models.loading import load
 
     def opened() -> LocalEngine:
         torch.set_num_threads(os.cpu_count() or 1)
         model = load(dtype=dtype)
-        warm(model.decoder)
         config = model.config
         token_bytes = 2 * config.layers * config.kv_heads * config.head_dim * model.dtype.itemsize
         return LocalEngine(model, sharing=sharing, kv_bytes=kv_tokens * token_bytes)

@@ -14,9 +14,14 @@ from shoal.models.native import Loop
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "packed"])
-def test_every_loop_is_compiled_and_progress_is_told(tiny_model: Path, dtype: str) -> None:
+def test_every_loop_is_compiled_once_and_progress_is_told(
+    tiny_model: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[tuple[str, int, int]] = []
-    warm(load(str(tiny_model), dtype=dtype).decoder, lambda *step: told.append(step))
+    monkeypatch.setattr("shoal.engine.warm._warm", set())
+    decoder = load(str(tiny_model), dtype=dtype).decoder
+    warm(decoder, lambda *step: told.append(step))
+    warm(decoder, lambda *step: pytest.fail("it is warm"))
     assert told[0][1] == 0
     assert told[-1][1] == told[-1][2] == len(told) - 1
     loops = [each for room in (fused, ragged, parts) for each in vars(room).values()]

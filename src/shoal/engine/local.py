@@ -74,6 +74,7 @@ class LocalEngine:
         kv_bytes: int = KV_BYTES,
         adapters: EngineAdapters | None = None,
     ) -> None:
+        compute.call(lambda: warm(model.decoder))
         config = model.config
         self.model = model
         self.adapters = EngineAdapters(model.decoder) if adapters is None else adapters

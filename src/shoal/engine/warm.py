@@ -17,9 +17,18 @@ from shoal.models.fetching import Progress
 _LONG, _SHORT = 64, 6  # tokens: enough for several threads, and too few
 
 
+_warm: set[tuple[torch.dtype, str]] = set()  # number formats and kernels of this process
+
+
 @torch.inference_mode()
 def warm(decoder: Decoder, progress: Progress | None = None) -> None:
-    """Run steps of every kind through the first layer, over a cache that is thrown away."""
+    """Run steps of every kind through the first layer, over a cache that is thrown away.
+
+    Once a process for each number format.
+    """
+    if (decoder.dtype, decoder.kernels) in _warm:
+        return
+    _warm.add((decoder.dtype, decoder.kernels))
     config = decoder.config
     tokens = _LONG + _SHORT + STACKED
     token_bytes = 2 * config.kv_heads * config.head_dim * decoder.dtype.itemsize
