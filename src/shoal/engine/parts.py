@@ -73,7 +73,7 @@ class Parts:
             np.float32(1 / math.sqrt(d)),
             self._tasks[G],
             *(self._rows_E, self._seen_E, self._first_P, self._piece_P, self._pieces_2),
-            *(array(q_TKGd), array(slab_N2Kd), array(out_TKGd), array(lse_TKG)),
+            *(array(q_TKGd.contiguous()), array(slab_N2Kd), array(out_TKGd), array(lse_TKG)),
         )
 
     def _divided(self, heads: int) -> Any:

@@ -62,7 +62,7 @@ class Runs:
             torch.get_num_threads(),
             np.float32(1 / math.sqrt(d)),
             *(self._first_W, self._rows_W, self._piece_W, self._pieces_P2),
-            *(array(q_TKGd), array(slab_N2Kd), array(out_TKGd), array(lse_TKG)),
+            *(array(q_TKGd.contiguous()), array(slab_N2Kd), array(out_TKGd), array(lse_TKG)),
         )
 
 

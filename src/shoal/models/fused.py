@@ -35,8 +35,8 @@ def add(x_TD: torch.Tensor, y_TD: torch.Tensor) -> torch.Tensor:
     if not runs_here(x_TD):
         return x_TD + y_TD
     assert x_TD.dtype == torch.float32 and x_TD.shape == y_TD.shape
-    sum_TD = torch.empty_like(x_TD)
-    _add(x_TD.numel(), array(x_TD), array(y_TD), array(sum_TD))
+    sum_TD = torch.empty(x_TD.shape)
+    _add(x_TD.numel(), array(x_TD.contiguous()), array(y_TD.contiguous()), array(sum_TD))
     return sum_TD
 
 
@@ -69,7 +69,9 @@ def rounded(x_TK: torch.Tensor, relief_K: torch.Tensor) -> tuple[torch.Tensor, t
     """
     codes_TK = torch.empty(x_TK.shape, dtype=torch.uint8)
     steps_T = torch.empty(len(x_TK), dtype=torch.float32)
-    _rounded(x_TK.numel(), array(x_TK), array(relief_K), array(codes_TK), array(steps_T))
+    _rounded(
+        x_TK.numel(), array(x_TK.contiguous()), array(relief_K), array(codes_TK), array(steps_T)
+    )
     return codes_TK, steps_T
 
 

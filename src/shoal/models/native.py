@@ -9,6 +9,7 @@ Tensors go in as numpy views, bf16 as the ``uint16`` that holds its bits: :func:
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -33,6 +34,7 @@ _MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined
 _MADE_OF = hashlib.sha256(
     b"".join((Path(__file__).parent / name).read_bytes() for name in ("native.py", "tile.py"))
 ).hexdigest()[:8]
+_one_team = threading.Lock()  # not every kind of threads numba has can serve two callers
 _LN2 = np.float32(0.6931471805599453)
 _LOG2E = np.float32(1.4426950408889634)
 
@@ -55,9 +57,10 @@ class Loop:
         if threads == 1 or size <= SMALL:
             self._alone(*arrays)
             return
-        if numba.get_num_threads() != threads:
-            numba.set_num_threads(threads)
-        self._threads(*arrays)
+        with _one_team:
+            if numba.get_num_threads() != threads:
+                numba.set_num_threads(threads)
+            self._threads(*arrays)
 
 
 def _compiled(function: Callable[..., None], *, parallel: bool) -> Callable[..., None]:
@@ -81,7 +84,10 @@ def inlined(function: F) -> F:
 
 
 def array(tensor: torch.Tensor) -> NDArray[Any]:
-    """The tensor's memory as an array; bf16 as ``uint16``. Raises what torch does off the CPU."""
+    """The tensor's memory as an array; bf16 as ``uint16``. Raises what torch does off the CPU.
+
+    A loop is compiled anew for arrays that are not contiguous: give it contiguous ones.
+    """
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
