@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shoal.core.errors import ConfigError
 from shoal.engine.generation import Generation, Job
-from shoal.engine.kvshare.order import HitRateOrder, PreparedOrder, Reach
+from shoal.engine.kvshare.order import ADMITTED, HitRateOrder, PreparedOrder, Reach
 from shoal.engine.tree import PrefixTree
 
 
@@ -50,6 +50,18 @@ def test_what_is_mostly_cached_comes_first() -> None:
     run.submit(jobs)
     run.run()
     assert run.started == [jobs[i].request.id for i in (1, 2, 0)]
+
+
+def test_while_prompts_are_on_their_way_nothing_else_is_chosen() -> None:
+    """With room for all of them, so that what comes later and is cached still overtakes."""
+    run = dry(Clock(), capacity=10_000)
+    long = [run.job(prompt(1, length=ADMITTED)) for _ in range(2)]
+    run.submit(long)
+    run.step()
+    cached = run.job(prompt(9))
+    run.submit([cached])
+    run.run()
+    assert run.started == [long[0].request.id, cached.request.id, long[1].request.id]
 
 
 def test_a_request_is_overtaken_only_by_those_that_come_within_slo_over_ageing() -> None:

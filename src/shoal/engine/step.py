@@ -60,9 +60,7 @@ class Stepper:
         works.sort(key=self._place)  # readers of one span side by side
         if works:
             self._forward(works)
-        for job in self.scheduler.running:
-            if isinstance(job, Generation) and job.repair_pending:
-                self._repair(job)
+        self._repair_some()
         self._choose()
         self._collect()
 
@@ -121,6 +119,15 @@ class Stepper:
         """Where a work stands: by adapter, and in the tree depth first."""
         spans = (node.start for node in work.node.path())
         return (self.adapters.order(work.adapter), *spans, work.start)
+
+    def _repair_some(self) -> None:
+        """Repair what was admitted first, about as many rows as a step has: answers wait for it."""
+        before = self.counters.tokens_computed
+        for job in self.scheduler.running:
+            if self.counters.tokens_computed - before >= self.scheduler.rows:
+                return
+            if isinstance(job, Generation) and job.repair_pending:
+                self._repair(job)
 
     def _repair(self, job: Generation) -> None:
         """Compute a request that was put together from elsewhere, once its beginning is there."""

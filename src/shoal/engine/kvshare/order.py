@@ -33,6 +33,9 @@ SLO = 2.0
 """Seconds to the first token that a request should wait at most."""
 AGEING = 0.5
 SLACK = 4096
+ADMITTED = 512
+"""Prompt tokens that may be on their way to a first token before another job is chosen: what is
+chosen later finds more, and overtakes."""
 TOGETHER = 0.05
 """What reading the same segment as the job before is worth."""
 
@@ -145,6 +148,7 @@ class HitRateOrder(PreparedOrder):
         self._first: list[Job] = []  # lost their memory while they ran
         self._served: dict[str, float] = {}  # tenant -> tokens computed for it, by weight
         self._chosen: tuple[Job, Reach] | None = None
+        self._under_way: dict[Job, None] = {}  # placed, and without a first token
         self._last = b""
 
     def add(self, jobs: Iterable[Job]) -> None:
@@ -160,6 +164,7 @@ class HitRateOrder(PreparedOrder):
 
     def put_back(self, job: Job) -> None:
         super().put_back(job)
+        self._under_way.pop(job, None)
         self._first.append(job)
 
     def remove(self, job: Job) -> None:
@@ -169,6 +174,7 @@ class HitRateOrder(PreparedOrder):
 
     def placed(self, job: Job, tree: PrefixTree) -> None:
         super().placed(job, tree)
+        self._under_way[job] = None
         if self._chosen is not None and self._chosen[0] is job:
             reach, tenant = self._chosen[1], _tenant(job)
             cost = _length(job) - reach.tokens
@@ -179,9 +185,14 @@ class HitRateOrder(PreparedOrder):
     def ended(self, job: Job, tree: PrefixTree) -> None:
         super().ended(job, tree)
         self._arrived.pop(job, None)
+        self._under_way.pop(job, None)
 
     def _next(self, tree: PrefixTree) -> Job | None:
         self._chosen = None
+        for job in [each for each in self._under_way if _answers(each)]:
+            del self._under_way[job]
+        if sum(map(_length, self._under_way)) >= ADMITTED:
+            return None
         if self._first:
             return self._first[-1]
         window = list(islice(self._waiting, WINDOW))
@@ -203,6 +214,10 @@ class HitRateOrder(PreparedOrder):
         share = reach.tokens / max(1, _length(job))
         together = TOGETHER if reach.segment and reach.segment == self._last else 0.0
         return share + together + self._ageing * (now - self._arrived[job]) / self._slo
+
+
+def _answers(job: Job) -> bool:
+    return isinstance(job, Generation) and job.decoding
 
 
 def _tenant(job: Job) -> str:
