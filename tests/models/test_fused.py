@@ -155,7 +155,7 @@ def each(dtype: torch.dtype) -> list[tuple[Callable[..., torch.Tensor], list[tor
 def test_results_are_the_same_with_gradients_and_without(dtype: torch.dtype, error: float) -> None:
     for function, inputs in each(dtype):
         differentiable = function(*(x.clone().requires_grad_() for x in inputs))
-        with torch.no_grad():
+        with torch.inference_mode():
             plain = function(*(x.clone() for x in inputs))
         assert plain.dtype == differentiable.dtype
         assert differentiable.requires_grad and not plain.requires_grad

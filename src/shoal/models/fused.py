@@ -1,6 +1,6 @@
 """What stands between a decoder's products, each in one pass over memory.
 
-Where gradients are on, or off the CPU, torch computes the same in several.
+Outside inference mode, or off the CPU, torch computes the same in several.
 
 Shapes: T rows, D hidden, H heads, d head size, I intermediate size.
 """

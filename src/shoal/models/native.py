@@ -95,8 +95,11 @@ def array(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def runs_here(*tensors: torch.Tensor) -> bool:
-    """Whether loops may be used: on a CPU, with gradients off."""
-    return not torch.is_grad_enabled() and all(t.device.type == "cpu" for t in tensors)
+    """Whether loops may be used: on a CPU, in inference mode.
+
+    Training looks at itself with gradients off, too, and should not have to wait for a compiler.
+    """
+    return torch.is_inference_mode_enabled() and all(t.device.type == "cpu" for t in tensors)
 
 
 # -- numbers, inside loops ---------------------------------------------------------------------
