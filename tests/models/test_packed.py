@@ -165,3 +165,14 @@ def test_the_blocked_layout_gives_the_same_numbers(rows: int) -> None:
 def test_fp32_matrices_stay_as_they_are() -> None:
     weight = torch.randn(8, 8)
     assert blocked(weight) is weight
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "packed"])
+def test_gradients_flow_through_any_number_of_rows(tiny_model: Path, dtype: str) -> None:
+    decoder = load(str(tiny_model), dtype=dtype).decoder
+    for rows in (1, 40, 200):
+        x_TD = decoder.embed(torch.arange(rows) % 60 + 65).requires_grad_()
+        layers = decoder.config.layers
+        decoder.through(x_TD, torch.arange(rows), causal_attend, 0, layers).sum().backward()
+        assert x_TD.grad is not None
+        assert x_TD.grad.isfinite().all() and x_TD.grad.abs().sum() > 0

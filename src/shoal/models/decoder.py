@@ -155,10 +155,10 @@ class _Peaks:
 class Decoder:
     """The forward pass over weights that are stored fused; see ``weights.layout`` for names.
 
-    ``kernels`` chooses how matrices are multiplied, see :mod:`shoal.models.packed`: "plain"
-    (differentiable), "blocked" (the same numbers, faster where rows are few, for inference) or
-    "packed" (blocked, and with fewer bits where rows are very few). ``adapting`` is what adapters
-    add to every product (:mod:`shoal.models.adapters`), None where there are none. ``lazily``
+    ``kernels`` chooses how matrices are multiplied, see :mod:`shoal.models.packed`: "plain",
+    "blocked" (the same numbers, faster) or "packed" (weights of fewer bits where rows are very
+    few, and products of 8 bits elsewhere). Where gradients are on, the plain ones are used.
+    ``adapting`` is what adapters add to every product (:mod:`shoal.models.adapters`), None where there are none. ``lazily``
     makes a layer's layouts when it is first executed, for a base of which a plan may use a part.
     """
 
@@ -328,6 +328,8 @@ class Decoder:
         return y_TN if self.adapting is None else self.adapting(layer, matrix, x_TK, y_TN)
 
     def _for(self, rows: int) -> _Matrices:
+        if torch.is_grad_enabled():
+            return self._matrices[-1]  # the plain ones: no other layout lets gradients through
         return next(each for each in self._matrices if rows <= each.rows)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
