@@ -158,8 +158,9 @@ class Decoder:
     ``kernels`` chooses how matrices are multiplied, see :mod:`shoal.models.packed`: "plain",
     "blocked" (the same numbers, faster) or "packed" (weights of fewer bits where rows are very
     few, and products of 8 bits elsewhere). Where gradients are on, the plain ones are used.
-    ``adapting`` is what adapters add to every product (:mod:`shoal.models.adapters`), None where there are none. ``lazily``
-    makes a layer's layouts when it is first executed, for a base of which a plan may use a part.
+    ``adapting`` is what adapters add to every product (:mod:`shoal.models.adapters`), None where
+    there are none. ``lazily`` makes a layer's layouts when it is first executed, for a base of
+    which a plan may use a part.
     """
 
     adapting: Adapting | None = None
