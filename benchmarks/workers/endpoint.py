@@ -84,6 +84,7 @@ class _Pipe(threading.Thread):
     def _add(self, asked: _Asked) -> None:
         settings = self._genai.GenerationConfig(max_new_tokens=asked.most, do_sample=False)
         settings.ignore_eos = asked.ignore_eos
+        settings.apply_chat_template = False  # a completion's prompt is text as it is
         self._count += 1
         handle = self._pipe.add_request(self._count, asked.prompt, settings)
         self._running.append((asked, handle, []))

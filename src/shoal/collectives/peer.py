@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
@@ -43,6 +44,8 @@ from shoal.collectives.reducing import Handle, ReduceInfo, Reducer, reduce_many
 from shoal.collectives.state import SharedState
 
 FIRST_PORT = 48149
+GATHER_SECONDS = 0.02
+"""Between two looks for newcomers."""
 
 
 class Communicator:
@@ -197,6 +200,8 @@ class Communicator:
         """Admit newcomers until the ring has at least that many; all peers ask for as many."""
         while self.world_size < world:
             self.update_topology()
+            if self.world_size < world:  # a newcomer may be starting up on this very processor
+                time.sleep(GATHER_SECONDS)
 
     def peers_pending(self) -> bool:
         """Whether newcomers wait; all peers of the group ask together and get one answer."""

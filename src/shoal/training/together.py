@@ -31,6 +31,7 @@ def train_together(
     text: bytes,
     *,
     rounds: int,
+    least: int = 1,
     inner_steps: int = 20,
     batch: int = 6,
     seed: int = 0,
@@ -41,7 +42,8 @@ def train_together(
 ) -> float:
     """Train until the group has taken ``rounds`` outer steps; held-out nats a byte at the end.
 
-    ``peer`` is connected. ``on_round`` gets each round of this peer and its held-out loss. Raises
+    ``peer`` is connected. A round begins with ``least`` peers at least: where some have left, it
+    waits for others. ``on_round`` gets each round of this peer and its held-out loss. Raises
     :class:`InputError` for a text of less than 4 KiB.
     """
     if len(text) < LEAST:
@@ -71,6 +73,7 @@ def train_together(
             return float(model.loss(held_out))
 
     while run.rounds + run.in_flight < rounds:
+        peer.gather(least)
         on_round(run.round(train), loss())
     if (last := run.finish()) is not None:
         on_round(last, loss())
