@@ -216,8 +216,9 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
 ) -> None:
     team = tmp_path / "slow.toml"
     team.write_text(
-        'shoal = 1\nname = "slow"\n[[member]]\nname = "talker"\nmax_tokens = 1500\n'
-        '[protocol]\nuntil = "rounds(5)"\n'
+        'shoal = 1\nname = "slow"\nchannels = "none"\n'
+        '[protocol]\nturn = "all"\nuntil = "rounds(1)"\n'
+        + "".join(f'[[member]]\nname = "talker-{i}"\nmax_tokens = 1500\n' for i in range(400))
     )
     process = subprocess.Popen(
         command("run", team, "talk", "-m", tiny_model),
