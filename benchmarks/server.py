@@ -1,6 +1,6 @@
 """What the server adds to the engine, and what ten minutes of rough clients leave behind.
 
-    python benchmarks/server.py [--seconds 600] [--clients 24] [--smoke] [--json]
+    python benchmarks/server.py [--seconds 600] [--clients 24] [--smoke] [--out FILE]
 
 Overhead: the same requests as direct calls of an engine in this process and over HTTP to a server
 in another, in turn; the median of the paired differences counts. Streams: 64 at once. Load:
@@ -151,12 +151,22 @@ def show(result: dict[str, Any]) -> None:
     )
 
 
+def as_json(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures as JSON has them; ``asdict`` would count the pairs of a counter."""
+    load: Load = result["load"]
+    return {
+        "overhead": [asdict(one) for one in result["overhead"]],
+        "streams": dict(result["streams"]),
+        "load": asdict(load) | {"statuses": dict(load.statuses)},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--smoke", action="store_true", help="a short look at everything")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, help="keep the figures as JSON")
     options = parser.parse_args()
     if options.smoke:
         options.seconds = min(options.seconds, 8.0)
@@ -166,22 +176,13 @@ def main() -> None:
         tiny_model(model)
         (keys := folder / "keys.toml").write_text(KEY_FILE)
         command = [sys.executable, "-m", "shoal", "serve", "--model", str(model), "--port", "0"]
-        command += [
-            "--dtype",
-            "fp32",
-            "--kv-memory",
-            "8",
-            "--store-memory",
-            "1",
-            "--keys",
-            str(keys),
-        ]
+        command += ["--dtype", "fp32", "--keys", str(keys)]
+        command += ["--kv-memory", "8", "--store-memory", "1"]
         with server([sys.executable, "-c", SCRIPTED]) as bare, server(command) as at:
             result = asyncio.run(measure(model, at, bare, options))
-    if options.json:
-        print(json.dumps(result, default=asdict, indent=1))
-    else:
-        show(result)
+    show(result)
+    if options.out:
+        options.out.write_text(json.dumps(as_json(result), indent=1))
 
 
 if __name__ == "__main__":
