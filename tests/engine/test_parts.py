@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.engine import division
 from shoal.engine.parts import BLOCK, Part, Parts
 
 K, D = 2, 16
@@ -88,6 +89,18 @@ def test_rows_anywhere_see_the_first_of_their_parts_keys(
 ) -> None:
     parts, rows, slots = layout
     check([parts], *drawn(rows, slots, heads, dtype), near)
+
+
+@given(layout=layouts(), heads=st.sampled_from([1, 3]), form=st.sampled_from(FORMATS))
+@settings(max_examples=25, deadline=None)
+def test_keys_may_be_read_in_pieces(
+    layout: tuple[list[Part], int, int], heads: int, form: tuple[torch.dtype, float]
+) -> None:
+    parts, rows, slots = layout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(division, "LEAST", 4)
+        patch.setattr(torch, "get_num_threads", lambda: 7)
+        check([parts], *drawn(rows, slots, heads, form[0]), form[1])
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-6)])

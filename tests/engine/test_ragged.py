@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.engine import division
 from shoal.engine.ragged import Run, Runs
 
 K, G, D = 2, 3, 16
@@ -129,6 +130,17 @@ def test_any_layout_gives_dense_attention_and_leaves_other_rows_as_they_were(
     @settings(max_examples=40, deadline=None)
     def any_layout(layout: tuple[list[Run], int, int]) -> None:
         check(*layout, dtype, near, threads=threads)
+
+    any_layout()
+
+
+def test_keys_may_be_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(division, "LEAST", 4)
+
+    @given(layouts(), st.sampled_from(FORMATS))
+    @settings(max_examples=40, deadline=None)
+    def any_layout(layout: tuple[list[Run], int, int], form: tuple[torch.dtype, float]) -> None:
+        check(*layout, *form, threads=7)
 
     any_layout()
 

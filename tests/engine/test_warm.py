@@ -19,6 +19,7 @@ def test_every_loop_is_compiled_once_and_progress_is_told(
 ) -> None:
     told: list[tuple[str, int, int]] = []
     monkeypatch.setattr("shoal.engine.warm._warm", set())
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)  # two heads leave one idle
     decoder = load(str(tiny_model), dtype=dtype).decoder
     warm(decoder, lambda *step: told.append(step))
     warm(decoder, lambda *step: pytest.fail("it is warm"))
@@ -29,7 +30,7 @@ def test_every_loop_is_compiled_once_and_progress_is_told(
     for loop in loops:
         if isinstance(loop, Loop) and (dtype == "packed" or loop not in _IN_8_BITS):
             made = [*loop._alone.signatures, *loop._threads.signatures]
-            assert stored in str(made)
+            assert stored in str(made), loop
 
 
 _IN_8_BITS = (fused._rounded, fused._scale_rows)

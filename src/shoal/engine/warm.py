@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 
 from shoal.engine.attention import STACKED, StepAttention, Work
+from shoal.engine.division import LEAST
 from shoal.engine.pool import Extent, KVPool
 from shoal.engine.tree import Node
 from shoal.models.decoder import Decoder
 from shoal.models.fetching import Progress
 
-_LONG, _SHORT = 64, 6  # tokens: enough for several threads, and too few
+_MANY, _FEW = 64, 6  # rows: enough for several threads, and too few
 
 
 _warm: set[tuple[torch.dtype, str]] = set()  # number formats and kernels of this process
@@ -30,7 +31,8 @@ def warm(decoder: Decoder, progress: Progress | None = None) -> None:
         return
     _warm.add((decoder.dtype, decoder.kernels))
     config = decoder.config
-    tokens = _LONG + _SHORT + STACKED
+    length = 2 * torch.get_num_threads() * LEAST  # enough to be read in pieces, if that ever pays
+    tokens = length + _FEW + STACKED
     token_bytes = 2 * config.kv_heads * config.head_dim * decoder.dtype.itemsize
     pool = KVPool(
         layers=1,
@@ -39,12 +41,13 @@ def warm(decoder: Decoder, progress: Progress | None = None) -> None:
         dtype=decoder.dtype,
         max_bytes=tokens * token_bytes,
     )
-    long = Node([0] * _LONG, Extent(0, _LONG), None)
-    short = Node([0] * _SHORT, Extent(_LONG, _SHORT), None)
-    answers = [Node([0], Extent(_LONG + _SHORT + i, 1), long) for i in range(STACKED)]
+    pool.slab.zero_()
+    long = Node([0] * length, Extent(0, length), None)
+    short = Node([0] * _FEW, Extent(length, _FEW), None)
+    answers = [Node([0], Extent(length + _FEW + i, 1), long) for i in range(STACKED)]
     steps = (
-        [Work(long, 0, _LONG)],
-        [Work(short, 0, _SHORT)],
+        [Work(long, 0, _MANY)],
+        [Work(short, 0, _FEW)],
         [Work(answer, 0, 1) for answer in answers],
         [Work(answers[0], 0, 1)],
     )
