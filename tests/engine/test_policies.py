@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shoal.core.protocols import Request, Sampling, Segment
 from shoal.engine.batch.partition import exact, tokens_computed
-from shoal.engine.batch.planned import Item, Lengths, Planned, kind_of
+from shoal.engine.batch.planned import UNSEEN, Item, Lengths, Planned, kind_of
 from shoal.engine.batch.prefixes import find_prefixes
 from shoal.engine.local import LocalEngine
 from shoal.engine.policies import ArrivalOrder, LongestPrefix
@@ -179,6 +179,18 @@ def test_expecting_short_answers_admits_more_at_once() -> None:
         assert len(dry.ended) == 60
     assert most[False] == 3
     assert most[True] > 20
+
+
+def test_an_answer_is_expected_to_be_twice_as_long_until_some_have_ended() -> None:
+    dry = DryRun(400, policy=Planned())
+    jobs = [dry.job([n, n, n], answer=100) for n in range(30)]
+    dry.submit(jobs)
+    dry.step()
+    assert len(dry.scheduler.running) == 400 // (3 + UNSEEN) == 11  # by their limits, 3
+    dry.run()
+    assert len(dry.ended) == 30
+    assert 0 < dry.scheduler.meter.repeated_tokens < 2 * 400  # the memory, for each doubling to 100
+    assert dry.scheduler.meter.prefill_tokens == 90
 
 
 def test_answers_longer_than_expected_preempt_the_youngest_and_all_end() -> None:

@@ -7,7 +7,9 @@ expected growth of everything running fit, not up to a number of requests. Expec
 min(limit, mean + one standard deviation of the answers seen so far) − what is written.
 
 Departures: prefixes nest at any depth; jobs that arrive during the run are planned with what is
-left, and prefixes that are in memory then come first.
+left, and prefixes that are in memory then come first. Until some answers have ended, where the
+paper says nothing, one is expected to be twice as long as the longest so far: too little costs
+prompts that are read again, at most once for every doubling, and the limit would cost more.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from shoal.engine.tree import Node, PrefixTree
 
 SEEN = 8
 """Answers of a kind that must have ended before their lengths are believed."""
+UNSEEN = 32
+"""Tokens that an answer is expected to have before there is any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class Planned:
         self._ticket = itertools.count()
         self._scores: dict[tuple[str, bytes], list[str]] = {}
         self._lengths: dict[object, Lengths] = {}
+        self._longest: dict[object, int] = {}  # of a kind, whether it has ended or not
         self._schedule = _Schedule(find_prefixes([]), [], {}, {}, [0])
         self._holds: dict[int, tuple[Node, int]] = {}  # tree node -> pinned cache, step of opening
         self._stale = False
@@ -267,10 +272,14 @@ class Planned:
 
     def growth(self, job: Generation) -> int:
         item = self._items.get(self._keys[job])
-        seen = self._lengths.get(item.kind) if item else None
-        if not self._expects or seen is None or seen.count < SEEN:
+        if not self._expects or item is None:
             return job.growth
-        return max(1, min(job.growth, math.ceil(seen.high) - len(job.answer)))
+        written = len(job.answer)
+        longest = self._longest[item.kind] = max(self._longest.get(item.kind, 0), written)
+        seen = self._lengths.get(item.kind)
+        known = seen is not None and seen.count >= SEEN
+        expected = math.ceil(seen.high) if seen and known else max(UNSEEN, 2 * longest)
+        return max(1, min(job.growth, expected - written))
 
     def shared(self, job: Generation) -> tuple[str, int]:
         scope = job.request.salt
