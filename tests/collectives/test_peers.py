@@ -208,8 +208,9 @@ def test_send_only_gives_and_receive_only_takes(peers):
 
 def test_a_stranger_without_the_token_is_refused_and_the_others_do_not_notice(peers, master):
     a, b = peers(2)
+    (stranger,) = peers(1, join=False, token="guessed")
     with pytest.raises(Refusal, match="Refused"):
-        Puppet(master.address, token="guessed").connect()
+        stranger.connect()
     made([a, b], 1_000)
     assert len({info["hash"] for info in together("reduce", a, b, args=("x",))}) == 1
 
