@@ -8,7 +8,7 @@ import numpy as np
 
 from moving.serving import ARMS, opened
 from moving.texts import QUESTIONS, SEGMENT, Corpus, note
-from moving.timed import Arrival, Timed
+from moving.timed import Arrival, Play, Timed, play
 from shoal.core.claims import Bench
 from shoal.core.protocols import Request, Sampling
 from shoal.core.stats import mean_interval
@@ -34,8 +34,9 @@ def isolation(bench: Bench, model: Model, corpus: Corpus) -> None:
     def ttft(tenant: int, begin: int, text: tuple[int, ...]) -> float:
         prompt = (*beginning[begin], *text, *corpus.after(QUESTIONS[0]))
         arrival = Arrival(engine.clock.now, tenant, prompt, 1)
-        (served,) = compute.call(lambda: engine.play([arrival], reuse=True))
-        return served.first - arrival.at
+        one = Play(engine, [arrival], reuse=True)
+        compute.call(lambda: play(one))
+        return one.served[0].first - arrival.at
 
     ttft(2, 0, corpus.texts[-1][:length])  # warms up
     ttft(1, 0, corpus.texts[-2][:length])

@@ -54,31 +54,43 @@ class Timed(LocalEngine):
         """One step; on the compute thread."""
         self._stepper.step()
 
-    def play(self, arrivals: Sequence[Arrival], reuse: bool) -> list[Served]:
-        """Serve prompts as they come; on the compute thread."""
-        clock, served = self.clock, [Served() for _ in arrivals]
-        jobs: dict[Generation, Served] = {}
-        coming = 0
-        while coming < len(arrivals) or self.scheduler.busy:
-            if not self.scheduler.busy:
-                clock.now = max(clock.now, arrivals[coming].at)
-            began = time.thread_time()
-            while coming < len(arrivals) and arrivals[coming].at <= clock.now:
-                job = self._job(arrivals[coming], served[coming])
-                if reuse and self.reuse is not None:
-                    self.reuse.welcome(job)
-                jobs[job] = served[coming]
-                self.scheduler.submit([job])
-                coming += 1
-            self._stepper.step()
-            clock.now += time.thread_time() - began
-            for job, one in list(jobs.items()):
-                if job.first_token is not None and not one.first:
-                    one.first = clock.now
-                if one.done is not None:
-                    one.last = clock.now
-                    del jobs[job]
-        return served
+
+class Play:
+    """A trace on its way through an engine; ``reuse`` says whether prompts may be moved."""
+
+    def __init__(self, engine: Timed, arrivals: Sequence[Arrival], *, reuse: bool) -> None:
+        self.engine, self.arrivals, self._reuse = engine, arrivals, reuse
+        self.served = [Served() for _ in arrivals]
+        self._jobs: dict[Generation, Served] = {}
+        self._coming = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether everything was answered."""
+        return self._coming == len(self.arrivals) and not self.engine.scheduler.busy
+
+    def turn(self) -> None:
+        """Take what has come and do one step; on the compute thread."""
+        engine, clock = self.engine, self.engine.clock
+        if not engine.scheduler.busy:
+            clock.now = max(clock.now, self.arrivals[self._coming].at)
+        began = time.thread_time()
+        while self._coming < len(self.arrivals) and self.arrivals[self._coming].at <= clock.now:
+            served = self.served[self._coming]
+            job = self._job(self.arrivals[self._coming], served)
+            if self._reuse and engine.reuse is not None:
+                engine.reuse.welcome(job)
+            self._jobs[job] = served
+            engine.scheduler.submit([job])
+            self._coming += 1
+        engine.turn()
+        clock.now += time.thread_time() - began
+        for job, one in list(self._jobs.items()):
+            if job.first_token is not None and not one.first:
+                one.first = clock.now
+            if one.done is not None:
+                one.last = clock.now
+                del self._jobs[job]
 
     def _job(self, arrival: Arrival, served: Served) -> Generation:
         sampling = Sampling(max_tokens=arrival.answer, ignore_eos=True)
@@ -87,9 +99,19 @@ class Timed(LocalEngine):
             prompt_tokens=len(arrival.tokens),
             tokens=list(arrival.tokens),
             max_new=arrival.answer,
-            stream=self.model.tokenizer.stream(),
-            eos_ids=self.model.tokenizer.eos_ids,
+            stream=self.engine.model.tokenizer.stream(),
+            eos_ids=self.engine.model.tokenizer.eos_ids,
             constraint=None,
             on_text=lambda text, tokens: None,
             on_done=lambda completion: setattr(served, "done", completion),
         )
+
+
+def play(*plays: Play) -> None:
+    """Play them beside each other, always the one whose clock is behind; on the compute thread.
+
+    One after the other, a slow minute of the machine would be one arm's alone, and in a queue it
+    would grow.
+    """
+    while under_way := [one for one in plays if not one.over]:
+        min(under_way, key=lambda one: one.engine.clock.now).turn()

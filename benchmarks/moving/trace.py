@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moving.serving import ARMS, BASE, OURS, Arm, opened
 from moving.texts import QUESTIONS, Corpus, note
-from moving.timed import Arrival, Served
+from moving.timed import Arrival, Play, Served, Timed, play
 from shoal.core.claims import Bench
 from shoal.core.stats import Interval
 from shoal.engine.compute import compute
@@ -60,16 +60,16 @@ def trace(bench: Bench, model: Model, corpus: Corpus, count: int, answer: int) -
     alone = arrivals_of(
         bench, corpus, bench.pick(full=6, smoke=2), 1e6, answer
     )  # one at a time; the first one warms up
-    served = compute.call(lambda: probe_engine.play(alone, reuse=False))
-    gap = fmean(one.last - each.at for one, each in list(zip(served, alone, strict=True))[1:])
+    probing = Play(probe_engine, alone, reuse=False)
+    compute.call(lambda: play(probing))
+    paired = list(zip(probing.served, alone, strict=True))
+    gap = fmean(one.last - each.at for one, each in paired[1:])
     arrivals = arrivals_of(bench, corpus, count, gap / 2, answer)
-    results: dict[str, list[Served]] = {}
     arms = bench.pick(full=list(ARMS), smoke=[BASE, OURS])
-    for name in bench.track(arms, "trace"):
-        engine, kvshare = opened(model, ARMS[name])
-        results[name] = compute.call(lambda e=engine, r=kvshare is not None: e.play(arrivals, r))
+    engines = {name: opened(model, ARMS[name]) for name in arms}
+    results = beside(engines, arrivals)
+    for name, (_, kvshare) in engines.items():
         report(bench, name, arrivals, results[name], results[BASE], kvshare)
-        asyncio.run(engine.close())
     base, ours = (waits(arrivals, results[name]) for name in (BASE, OURS))
     bench.verdict(
         "moved documents: TTFT p50 of exact prefixes over that of KVShare",
@@ -96,15 +96,8 @@ def trace(bench: Bench, model: Model, corpus: Corpus, count: int, answer: int) -
 def unhurried(bench: Bench, model: Model, corpus: Corpus, count: int) -> None:
     """The same kind of requests one at a time: what moving saves where nobody queues."""
     alone = arrivals_of(bench, corpus, count, 1e6, 1)
-    first: dict[str, NDArray[np.float64]] = {}
-    found: dict[str, list[Served]] = {}
-    for name in bench.track((BASE, OURS), "one at a time"):
-        engine, kvshare = opened(model, ARMS[name])
-        found[name] = compute.call(
-            lambda e=engine, r=kvshare is not None: e.play(alone, r)  # type: ignore[misc]
-        )
-        first[name] = waits(alone, found[name])
-        asyncio.run(engine.close())
+    found = beside({name: opened(model, ARMS[name]) for name in (BASE, OURS)}, alone)
+    first = {name: waits(alone, served) for name, served in found.items()}
     warm = np.array([moves(one) for one in found[OURS]])
     for name, seconds in first.items():
         bench.arm(
@@ -119,6 +112,20 @@ def unhurried(bench: Bench, model: Model, corpus: Corpus, count: int) -> None:
         quantile_ratio(first[BASE], first[OURS], 0.5, bench.seed),
         at_least=2.0,
     )
+
+
+def beside(
+    engines: Mapping[str, tuple[Timed, KVShare | None]], arrivals: Sequence[Arrival]
+) -> dict[str, list[Served]]:
+    """What every engine made of the same arrivals; each is closed."""
+    plays = {
+        name: Play(engine, arrivals, reuse=kvshare is not None)
+        for name, (engine, kvshare) in engines.items()
+    }
+    compute.call(lambda: play(*plays.values()))
+    for engine, _ in engines.values():
+        asyncio.run(engine.close())
+    return {name: one.served for name, one in plays.items()}
 
 
 def moves(one: Served) -> bool:
