@@ -45,7 +45,8 @@ def run(bench: Bench) -> None:
         f"sentence put in, {answer} tokens out, Poisson arrivals at twice the rate at which exact "
         "prefix caching could answer one after the other. The trace runs on CPU seconds of one "
         "core, on which arrivals come too, and the arms take turns, always the one whose clock is "
-        "behind, so other load does not matter. All arms are this engine. Nothing is declared public in the trace: tenants find their own alone."
+        "behind, so other load does not matter. All arms are this engine. Nothing is declared "
+        "public in the trace: tenants find their own alone."
     )
     model = compute.call(lambda: load(dtype="bf16"))
     corpus = Corpus(model, bench)
