@@ -59,3 +59,12 @@ def test_a_text_too_short_to_measure_on_is_refused():
         pytest.raises(InputError, match=f"{LEAST} at least"),
     ):
         train_together(peer, TEXT[: LEAST - 1], rounds=1)
+
+
+def test_delayed_rounds_do_not_wait_for_peers():
+    with (
+        MasterThread(TOKEN) as master,
+        Communicator(master.address, token=TOKEN) as peer,
+        pytest.raises(ValueError, match="cannot wait for 2 peers"),
+    ):
+        train_together(peer, TEXT, rounds=1, least=2, delayed=True)

@@ -44,8 +44,12 @@ def train_together(
 
     ``peer`` is connected. A round begins with ``least`` peers at least: where some have left, it
     waits for others. ``on_round`` gets each round of this peer and its held-out loss. Raises
-    :class:`InputError` for a text of less than 4 KiB.
+    :class:`InputError` for a text of less than 4 KiB, and ``ValueError`` for ``least`` with
+    ``delayed``: while a pseudo-gradient is on its way, peers notice that one has left at different
+    times, and would not wait together.
     """
+    if delayed and least > 1:
+        raise ValueError(f"Delayed rounds cannot wait for {least} peers: give one of the two.")
     if len(text) < LEAST:
         raise InputError(f"The text has {len(text)} bytes, but training needs {LEAST} at least.")
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
