@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from groups import row
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from worlds import Walk
 
@@ -78,8 +78,9 @@ def agree(policy: Policy, ours_A: torch.Tensor, theirs_A: torch.Tensor) -> None:
     assert (ours_A - theirs_A).abs().max() < 1e-5
     ours, theirs = gradients(policy, ours_A), gradients(policy, theirs_A)
     assert ours.keys() == theirs.keys() and ours
-    for name, gradient in theirs.items():
-        assert (ours[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+    rounding = 1e-6 * max(float(gradient.abs().max()) for gradient in theirs.values())
+    for name, gradient in theirs.items():  # of equal tokens that of keys is 0, and rounding is left
+        assert (ours[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + rounding, name
 
 
 def test_log_probabilities_and_all_gradients_are_those_of_rows_alone(policy: Policy) -> None:
@@ -92,6 +93,7 @@ def test_log_probabilities_and_all_gradients_are_those_of_rows_alone(policy: Pol
 
 
 @settings(max_examples=25, deadline=None)
+@example(rows=[((2, 2), (2,)), ((2, 2), (2, 2))], heads=(4, 2))
 @given(
     rows=st.lists(
         st.tuples(
