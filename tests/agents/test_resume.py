@@ -233,7 +233,7 @@ async def test_a_cancelled_run_leaves_a_log_without_the_turn_under_way() -> None
             run(
                 team,
                 "?",
-                engine=ScriptedEngine("one two three", delay=0.01),
+                engine=ScriptedEngine("one two three", delay=0.1),
                 log=log,
                 on_event=pieces.append,
             )

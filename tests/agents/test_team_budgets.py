@@ -144,18 +144,18 @@ async def test_retries_are_paid_for() -> None:
 
 async def test_time_runs_out() -> None:
     async def slow(messages: object, seed: int) -> str:
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.4)
         return "x"
 
     team = Team(
         "t",
         (Agent("a", model=Script(slow)),),
         protocol(until="rounds(100)"),
-        limits=Limits(seconds=0.1),
+        limits=Limits(seconds=1.0),
     )
     result = await run(team, "?", engine=numbered())
     assert result.outcome == "budget_exhausted"
-    assert 1 <= len(result.episode.steps) <= 4
+    assert 1 <= len(result.episode.steps) <= 3
 
 
 async def test_what_is_left_is_told_after_each_superstep() -> None:

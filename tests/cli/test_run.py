@@ -228,7 +228,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
         time.sleep(0.01)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert b"shoal runs resume" in err
     assert b"Traceback" not in err
@@ -327,7 +327,7 @@ def test_a_team_runs_through_our_own_server(
         report = told(shoal, "run", "reading-room", "-i", paper, "--model", url)
     finally:
         server.terminate()
-        server.communicate(timeout=30)
+        server.communicate(timeout=120)
     assert len(report["steps"]) == 7
     assert report["outcome"] == "done"
     assert report["sharing"]["total"]["shared_tokens"] > 5 * len(TEXT) * 0.9

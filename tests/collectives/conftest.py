@@ -13,7 +13,7 @@ from shoal.collectives import Master, MasterThread
 
 @pytest.fixture
 def master() -> Iterator[Master]:
-    with MasterThread(TOKEN, heartbeat=0.2, peer_timeout=2.0) as running:
+    with MasterThread(TOKEN, heartbeat=0.2, peer_timeout=5.0) as running:
         yield running
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from puppet import Puppet, Refusal, all_end, pattern, together
 
+from patience import wait_until
 from shoal.collectives import Communicator, TagInUse
 from shoal.collectives.packets import Strategy
 from shoal.collectives.state import content_hash
@@ -106,12 +107,13 @@ def test_a_peer_alone_is_told_so_and_keeps_its_input(peers):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_peer_that_vanishes_aborts_the_others_which_keep_their_inputs(peers, how):
-    a, b, c = puppets = peers(3, pool=2, pacing=2_000_000)
-    inputs = made(puppets, 1_000_000)  # 4 MB: a second and more at that pace
+def test_a_peer_that_vanishes_aborts_the_others_which_keep_their_inputs(peers, master, how):
+    a, b, c = puppets = peers(3, pool=2, pacing=500_000)
+    inputs = made(puppets, 1_000_000)  # 4 MB: ten seconds at that pace
     for puppet in puppets:
         puppet.begin("reduce", "x", op="avg")
-    time.sleep(0.4)
+    assert wait_until(lambda: master.state.seq == 1)
+    time.sleep(0.2)  # and parts of it have arrived
     c.signal(how)
     for puppet, x in zip((a, b), inputs, strict=False):
         with pytest.raises(Refusal, match=r"Aborted: Peer .* (is gone|gave tag 0 up)"):
@@ -127,15 +129,15 @@ def test_a_peer_that_vanishes_aborts_the_others_which_keep_their_inputs(peers, h
             c.end()
 
 
-def test_what_was_committed_before_a_crash_is_not_reduced_again(peers):
-    a, b, c = puppets = peers(3, pacing=3_000_000)
+def test_what_was_committed_before_a_crash_is_not_reduced_again(peers, master):
+    a, b, c = puppets = peers(3, pacing=2_000_000)
     names = [f"x{i}" for i in range(6)]
     for seed, puppet in enumerate(puppets):
         for name in names:
             puppet.make(name, seed, 500_000)
     for puppet in puppets:
         puppet.begin("reduce_many", names, op="avg", max_in_flight=2)
-    time.sleep(1.6)
+    assert wait_until(lambda: master.state.seq == 4)  # one and two are done, three and four begun
     c.signal(signal.SIGKILL)
     worlds = all_end(a, b)
     assert worlds[0] == worlds[1] and set(worlds[0]) == {2, 3}

@@ -17,6 +17,7 @@ from fake_endpoint import (
     usage,
 )
 
+from patience import LONG, until
 from shoal.core.errors import ConfigError, EngineError, RemoteError
 from shoal.core.protocols import Delta, Grammar, Request, Sampling, Segment
 from shoal.core.records import Message, ToolCall, ToolSpec
@@ -247,9 +248,8 @@ async def test_slow_endpoints_end_at_the_time_out() -> None:
         started = time.perf_counter()
         with pytest.raises(RemoteError, match=r"did not finish within 0\.3 s"):
             await ask(fake.url, timeout=0.3)
-        assert time.perf_counter() - started < 2
-        await asyncio.sleep(0.05)
-    assert fake.closed == 1
+        assert time.perf_counter() - started < 20  # the endpoint would take thirty
+        assert await until(lambda: fake.closed == 1)
 
 
 async def test_cancelling_closes_the_stream() -> None:
@@ -257,13 +257,13 @@ async def test_cancelling_closes_the_stream() -> None:
     async with fake_endpoint(stream("Hel", 30.0)) as fake:
         engine = RemoteEngine(fake.url, "m")
         task = asyncio.create_task(engine.generate([HELLO], lambda delta: heard.set()))
-        await asyncio.wait_for(heard.wait(), 5)
+        await asyncio.wait_for(heard.wait(), LONG)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0.05)
+        assert await until(lambda: fake.closed == 1)
         await engine.close()
-    assert fake.closed == 1 and len(fake.seen) == 1
+    assert len(fake.seen) == 1
 
 
 async def test_one_request_fails_alone() -> None:

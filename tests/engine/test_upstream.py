@@ -12,6 +12,7 @@ from fake_endpoint import Responder, delta, fake_endpoint, finish, send, stream,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patience import until
 from shoal.core.budget import Budget, Limits
 from shoal.core.errors import EngineError, RemoteError
 from shoal.core.protocols import Delta, Grammar, Request, Sampling, Segment
@@ -212,15 +213,14 @@ async def test_cancelling_all_who_wait_cancels_the_request() -> None:
         engine = upstream(fake.url, concurrency=1)
         tasks = [asyncio.create_task(engine.generate([ask("same")])) for _ in range(2)]
         queued = asyncio.create_task(engine.generate([ask("other")]))
-        await asyncio.sleep(0.1)
+        assert await until(lambda: endpoint.prompts)
         tasks[0].cancel()
         queued.cancel()
         await asyncio.sleep(0.05)
         assert fake.closed == 0
         tasks[1].cancel()
         await asyncio.gather(*tasks, queued, return_exceptions=True)
-        await asyncio.sleep(0.05)
-        assert fake.closed == 1
+        assert await until(lambda: fake.closed == 1)
         assert engine.load.running == engine.load.waiting == 0
         await engine.close()
 
@@ -239,7 +239,7 @@ async def test_late_listeners_hear_all_of_an_answer() -> None:
             return hear
 
         first = asyncio.create_task(engine.generate([chat], hearing(0)))
-        await asyncio.sleep(0.05)
+        assert await until(lambda: heard[0])
         await engine.generate([chat], hearing(1))
         await first
         await engine.close()

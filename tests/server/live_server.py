@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 
+from patience import LONG, wait_until
 from shoal.server.app import create_app
 from shoal.server.serve import address_of, listen
 from shoal.server.service import ServerLimits
@@ -27,11 +30,24 @@ def running(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.005)
+        assert wait_until(lambda: server.started or not thread.is_alive())
         yield address_of(sock)
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(LONG)
         sock.close()
         assert not thread.is_alive()
+
+
+@contextmanager
+def asked(url: str, body: dict[str, Any]) -> Iterator[HTTPConnection]:
+    """A request that was sent, and whose client goes away in the end."""
+    place = urlsplit(url)
+    assert place.hostname
+    connection = HTTPConnection(place.hostname, place.port, timeout=LONG)
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer x"}
+    connection.request("POST", place.path, json.dumps(body), headers)
+    try:
+        yield connection
+    finally:
+        connection.close()

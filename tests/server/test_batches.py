@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import openai
 import pytest
 import uvicorn
 
+from patience import LONG, wait_until
 from shoal.core.errors import RemoteError
 from shoal.core.protocols import Completion
 from shoal.engine.scripted import ScriptedEngine
@@ -34,15 +34,14 @@ def serving(engine: Any, folder: Path) -> Iterator[openai.OpenAI]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.005)
+        assert wait_until(lambda: server.started or not thread.is_alive())
         with httpx.Client(trust_env=False) as http:
             yield openai.OpenAI(
                 base_url=address_of(sock), api_key="k", http_client=http, max_retries=0
             )
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(LONG)
         sock.close()
         assert not thread.is_alive()
 
@@ -72,12 +71,13 @@ def start(client: openai.OpenAI, file_id: str) -> str:
 
 
 def wait(client: openai.OpenAI, batch_id: str, *until: str) -> Any:
-    for _ in range(2000):
-        batch = client.batches.retrieve(batch_id)
-        if batch.status in (until or ("completed", "failed", "cancelled", "expired")):
-            return batch
-        time.sleep(0.01)
-    raise AssertionError(f"the batch is still {batch.status}")
+    ends = until or ("completed", "failed", "cancelled", "expired")
+    assert wait_until(lambda: client.batches.retrieve(batch_id).status in ends)
+    return client.batches.retrieve(batch_id)
+
+
+def completed(client: openai.OpenAI, batch_id: str) -> int:
+    return int(client.batches.retrieve(batch_id).request_counts.completed)
 
 
 def lines_of(client: openai.OpenAI, file_id: str) -> list[dict[str, Any]]:
@@ -158,8 +158,7 @@ def test_a_batch_survives_a_restart_and_computes_nothing_twice(tmp_path: Path) -
     words = [f"w{n}" for n in range(6)]
     with serving(slow(tmp_path, answered, gate), tmp_path) as client:
         batch_id = start(client, upload(client, *(chat(word, word) for word in words)))
-        while len(answered) < 2:
-            time.sleep(0.01)
+        assert wait_until(lambda: completed(client, batch_id) == 2)
         assert wait(client, batch_id, "in_progress").request_counts.total == 6
     before = list(answered)
     gate.set()
@@ -176,8 +175,7 @@ def test_cancelling_keeps_what_was_answered(tmp_path: Path) -> None:
     answered: list[str] = []
     with serving(slow(tmp_path, answered, threading.Event()), tmp_path) as client:
         batch_id = start(client, upload(client, *(chat(n, n) for n in "abcd")))
-        while len(answered) < 2:
-            time.sleep(0.01)
+        assert wait_until(lambda: completed(client, batch_id) == 2)
         assert client.batches.cancel(batch_id).status == "cancelling"
         batch = wait(client, batch_id)
         assert batch.status == "cancelled"

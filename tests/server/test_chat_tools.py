@@ -8,6 +8,7 @@ import openai
 import pytest
 from live_server import running
 
+from patience import LONG
 from shoal.core.records import Message, ToolCall
 from shoal.engine.local import LocalEngine
 from shoal.engine.remote import RemoteEngine
@@ -36,7 +37,7 @@ WEATHER = {
 
 
 def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key="x", max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=url, api_key="x", max_retries=0, timeout=LONG)
 
 
 def test_a_call_and_its_answer(start: Start) -> None:

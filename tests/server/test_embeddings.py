@@ -7,6 +7,7 @@ import openai
 import pytest
 from live_server import running
 
+from patience import LONG
 from shoal.engine.remote import RemoteEngine
 from shoal.engine.scripted import ScriptedEngine
 from shoal.models.embedder import DIMENSIONS, PACKAGE, MiniLM
@@ -25,7 +26,7 @@ def model() -> MiniLM:
 @pytest.fixture(scope="module")
 def api(model: MiniLM) -> Iterator[openai.OpenAI]:
     with running(ScriptedEngine("a")) as url:
-        yield openai.OpenAI(base_url=url, api_key="x", max_retries=0, timeout=30)
+        yield openai.OpenAI(base_url=url, api_key="x", max_retries=0, timeout=LONG)
 
 
 def test_vectors_come_in_the_order_of_the_texts(api: openai.OpenAI, model: MiniLM) -> None:

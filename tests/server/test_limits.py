@@ -12,6 +12,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from patience import LONG
 from shoal.core.protocols import Completion, OnDelta, Request
 from shoal.engine.local import LocalEngine
 from shoal.engine.scripted import ScriptedEngine
@@ -56,7 +57,7 @@ class Held(ScriptedEngine):
 def ask(url: str, key: str = "k-ann", **fields: object) -> httpx.Response:
     body = {"model": "small", "messages": HI, **fields}
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{url}/chat/completions", json=body, headers=headers, timeout=10)
+    return httpx.post(f"{url}/chat/completions", json=body, headers=headers, timeout=LONG)
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -70,7 +71,7 @@ def test_tenants_have_limits_and_are_told_when_to_try_again(start: Start, keyrin
     url = start(engine, keyring=keyring)
     answers: list[httpx.Response] = []
     waiting = in_thread(lambda: answers.append(ask(url, "k-bob")))
-    assert engine.began.acquire(timeout=5)
+    assert engine.began.acquire(timeout=LONG)
     refused = ask(url, "k-bob")
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["type"] == "rate_limit_error"
@@ -79,10 +80,10 @@ def test_tenants_have_limits_and_are_told_when_to_try_again(start: Start, keyrin
             model="small", input="Hi"
         )
     ann = in_thread(lambda: answers.append(ask(url)))
-    assert engine.began.acquire(timeout=5)  # somebody else's limit is not hers
+    assert engine.began.acquire(timeout=LONG)  # somebody else's limit is not hers
     engine.go_on.set()
-    waiting.join(5)
-    ann.join(5)
+    waiting.join(LONG)
+    ann.join(LONG)
     assert [one.status_code for one in answers] == [200, 200]
 
 
@@ -91,7 +92,7 @@ def test_requests_of_all_wait_together(start: Start) -> None:
     url = start(engine, max_running=1, max_waiting=1)
     answers: list[int] = []
     threads = [in_thread(lambda: answers.append(ask(url).status_code))]
-    assert engine.began.acquire(timeout=5)
+    assert engine.began.acquire(timeout=LONG)
     threads.append(in_thread(lambda: answers.append(ask(url).status_code)))
     figures = ""
     while 'shoal_admitted_requests{state="waiting"} 1.0' not in figures:
@@ -99,7 +100,7 @@ def test_requests_of_all_wait_together(start: Start) -> None:
     assert ask(url).status_code == 429
     engine.go_on.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(LONG)
     assert answers == [200, 200]
 
 

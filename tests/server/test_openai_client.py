@@ -1,16 +1,16 @@
 """The official client against a real server."""
 
 import asyncio
-import contextlib
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import httpx
 import openai
 import pytest
+from live_server import asked
 
+from patience import LONG
 from shoal.core.errors import EngineError, RemoteError
 from shoal.core.protocols import Completion, OnDelta, Request, TokenLogprob
 from shoal.core.records import Message
@@ -22,7 +22,7 @@ HI = [{"role": "user", "content": "Say hello to the world"}]
 
 
 def client(url: str, key: str = "unused") -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=10)
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=LONG)
 
 
 def test_chat(start: Start) -> None:
@@ -60,11 +60,14 @@ def test_a_chat_is_streamed(start: Start) -> None:
 
 
 def test_text_is_streamed_while_it_is_made(start: Start) -> None:
-    stream = client(start(ScriptedEngine("a b c d e", delay=0.05))).completions.create(
-        model="small", prompt="x", stream=True
+    engine = Watched("word " * 3000, delay=0.01)
+    stream = client(start(engine)).completions.create(
+        model="small", prompt="x", max_tokens=3000, stream=True
     )
-    times = [time.perf_counter() for chunk in stream if chunk.choices[0].text]
-    assert len(times) == 5 and times[-1] - times[0] > 0.15
+    texts = (chunk.choices[0].text for chunk in stream)
+    assert [next(texts) for _ in range(3)] == ["word"] + [" word"] * 2
+    assert not engine.ended.is_set()
+    stream.close()
 
 
 def test_several_choices_draw_differently_and_count_their_prompt_once(start: Start) -> None:
@@ -331,9 +334,10 @@ def test_a_failure_after_the_first_text_ends_the_stream_with_an_error(start: Sta
 
 @dataclass(slots=True)
 class Watched(ScriptedEngine):
-    """Says when its work is cancelled."""
+    """Says when its work begins, ends, or is cancelled."""
 
     began: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     async def generate(
@@ -341,10 +345,12 @@ class Watched(ScriptedEngine):
     ) -> list[Completion]:
         self.began.set()
         try:
-            return await ScriptedEngine.generate(self, requests, on_delta)
+            answers = await ScriptedEngine.generate(self, requests, on_delta)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+        self.ended.set()
+        return answers
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -353,9 +359,8 @@ def test_work_nobody_waits_for_is_cancelled(start: Start, stream: bool, delay: f
     engine = Watched("word " * 500, delay=delay)
     body = {"model": "small", "messages": HI, "stream": stream}
     url = start(engine) + "/chat/completions"
-    with (
-        contextlib.suppress(httpx.ReadTimeout),
-        httpx.stream("POST", url, json=body, timeout=0.4) as got,
-    ):
-        next(got.iter_lines())
-    assert engine.began.is_set() and engine.cancelled.wait(3)
+    with asked(url, body) as client_that_leaves:
+        assert engine.began.wait(LONG)
+        if stream and delay < 1:
+            assert client_that_leaves.getresponse().readline()  # in the midst of the answer
+    assert engine.cancelled.wait(LONG)

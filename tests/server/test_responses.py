@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from patience import LONG
 from shoal.core.protocols import Completion, TokenLogprob
 from shoal.core.records import Message, ToolCall
 from shoal.engine.scripted import ScriptedEngine
@@ -27,7 +28,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_
 
 
 def client(url: str, key: str = "ann") -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=10)
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=LONG)
 
 
 def test_an_answer(start: Start) -> None:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from patience import LONG
 from shoal.core.errors import ConfigError, EngineError
 from shoal.core.protocols import Delta, Grammar, Request, Sampling, Segment
 from shoal.core.records import Message
@@ -129,14 +130,14 @@ def test_stopping_lets_answers_finish() -> None:
     try:
         url = process.stdout.readline().strip()
         body = {"model": "small", "prompt": "x", "stream": True, "max_tokens": 10}
-        with httpx.stream("POST", f"{url}/completions", json=body, timeout=10) as got:
+        with httpx.stream("POST", f"{url}/completions", json=body, timeout=LONG) as got:
             lines = got.iter_lines()
             next(lines)
             process.send_signal(signal.SIGINT)
             rest = [line for line in lines if line.startswith("data:")]
         assert rest[-1] == "data: [DONE]" and len(rest) >= 9
         assert process.stdout.readline() == "stopped\n"
-        assert process.wait(5) == 0
+        assert process.wait(LONG) == 0
     finally:
         process.kill()
         process.wait()

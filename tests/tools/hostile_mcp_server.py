@@ -16,8 +16,13 @@ def tool(name: str, **more: object) -> dict:
     return {"name": name, "description": "A tool.", "inputSchema": {"type": "object"}, **more}
 
 
+listings = 0
+
+
 def listing(params: dict) -> dict:
-    if mode == "hang-list":
+    global listings
+    listings += 1
+    if mode == "hang-list" and listings > 1:
         time.sleep(60)
     if mode == "endless":
         return {"tools": [tool("same")], "nextCursor": "again"}

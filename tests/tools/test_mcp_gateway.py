@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 import threading
@@ -10,15 +9,17 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from patience import wait_until
 from shoal.core.errors import ConfigError, InputError
 from shoal.core.records import ToolSpec
 from shoal.server.serve import listen
 from shoal.server.tenants import Keyring
 from shoal.tools.functions import from_function
-from shoal.tools.gateway import Access, Functions, Gateway, Shelf
+from shoal.tools.gateway import Access, Functions, Gateway, GatewaySession, Shelf
 from shoal.tools.mcp import connect, gateway_server, http_app
 from shoal.tools.mcp.server import PAGE
 
@@ -137,14 +138,14 @@ async def test_another_server_is_a_backend() -> None:
 
 
 async def test_over_stdin_and_stdout() -> None:
-    async with connect("plain", [*HOSTILE, "none"], timeout=10) as remote:
+    async with connect("plain", [*HOSTILE, "none"]) as remote:
         assert remote.tools.names == ("plain.work", "plain.drop")
         assert remote.tools["plain.drop"].side_effect == "destroy"
         assert await remote.call(remote.tools["plain.work"], {}, "k") == "done"
 
 
 async def test_a_server_that_lies_about_schemas_loses_those_tools_only() -> None:
-    async with connect("liar", [*HOSTILE, "lies"], timeout=10) as remote:
+    async with connect("liar", [*HOSTILE, "lies"]) as remote:
         assert remote.tools.names == ("liar.work", "liar.drop")
         assert len(remote.left_out) == 4
         said = " ".join(remote.left_out)
@@ -154,21 +155,22 @@ async def test_a_server_that_lies_about_schemas_loses_those_tools_only() -> None
 
 async def test_a_listing_that_breaks_the_protocol_is_named() -> None:
     with pytest.raises(InputError, match="The MCP server liar cannot list tools"):
-        async with connect("liar", [*HOSTILE, "no-object"], timeout=10):
+        async with connect("liar", [*HOSTILE, "no-object"]):
             pass
 
 
 async def test_a_listing_without_end_ends() -> None:
-    async with connect("endless", [*HOSTILE, "endless"], timeout=10) as remote:
+    async with connect("endless", [*HOSTILE, "endless"]) as remote:
         assert remote.tools.names == ("endless.same",)
 
 
 async def test_a_server_that_hangs_while_listing_is_named() -> None:
-    began = time.monotonic()
-    with pytest.raises(InputError, match="The MCP server slow did not list"):
-        async with connect("slow", [*HOSTILE, "hang-list"], timeout=0.7):
-            pass
-    assert time.monotonic() - began < 5
+    async with connect("slow", [*HOSTILE, "hang-list"]) as remote:
+        remote.timeout = 0.2
+        began = time.monotonic()
+        with pytest.raises(InputError, match="The MCP server slow did not list"):
+            await remote.refresh()
+        assert time.monotonic() - began < 30  # it would take sixty
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,8 @@ async def test_a_server_that_hangs_while_listing_is_named() -> None:
 async def test_a_server_that_hangs_dies_or_floods_is_a_typed_fault(
     mode: str, kinds: set[str]
 ) -> None:
-    async with connect("bad", [*HOSTILE, mode], timeout=1.0, most=1 << 20) as remote:
+    async with connect("bad", [*HOSTILE, mode], most=1 << 20) as remote:
+        remote.timeout = 0.5 if mode == "hang" else 30.0
         session = Gateway(remote.tools, lambda query, k: [], {"bad": remote}).session(
             Access(any_name=True, approval=frozenset())
         )
@@ -186,7 +189,8 @@ async def test_a_server_that_hangs_dies_or_floods_is_a_typed_fault(
         assert reply.fault is not None
         assert reply.fault.kind in kinds, reply.fault
         assert reply.fault.retryable
-    async with connect("bad", [*HOSTILE, mode], timeout=1.0, most=1 << 20) as remote:
+    async with connect("bad", [*HOSTILE, mode], most=1 << 20) as remote:
+        remote.timeout = 0.5 if mode == "hang" else 30.0
         session = Gateway(remote.tools, lambda query, k: [], {"bad": remote}).session(
             Access(any_name=True, approval=frozenset())
         )
@@ -211,8 +215,7 @@ def served() -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    assert wait_until(lambda: server.started)
     yield f"http://127.0.0.1:{sock.getsockname()[1]}/mcp"
     server.should_exit = True
     thread.join()
@@ -243,7 +246,7 @@ async def test_an_answer_over_http_that_is_too_long_is_not_read_whole() -> None:
     try:
         where = f"http://127.0.0.1:{server.server_port}/mcp"
         with pytest.raises(InputError, match="The MCP server flood"):
-            async with connect("flood", where, timeout=10, most=1 << 20):
+            async with connect("flood", where, most=1 << 20):
                 pass
     finally:
         server.shutdown()
@@ -253,7 +256,7 @@ async def test_an_answer_over_http_that_is_too_long_is_not_read_whole() -> None:
 
 
 async def test_over_http(served: str) -> None:
-    async with connect("web", served, timeout=10) as remote:
+    async with connect("web", served) as remote:
         assert remote.tools.names[0] == "web.find_tools"
         text = await remote.call(remote.tools["web.find_tools"], {"query": "add"}, "k")
         assert text.startswith("math.add")
@@ -266,13 +269,10 @@ def test_tools_are_served_on_this_machine_only() -> None:
             http_app(server, host)
 
 
-async def test_starting_takes_no_longer_with_more_tools() -> None:
-    def seconds(more: int) -> float:
-        session = gateway(more).session()
-        began = time.perf_counter()
-        gateway_server(session, listing="all")
-        return time.perf_counter() - began
+def test_starting_looks_at_no_tool() -> None:
+    class Catalogue:
+        @property
+        def gateway(self) -> Gateway:
+            raise AssertionError("a server starts as soon with a million tools")
 
-    seconds(10)
-    assert min(seconds(20_000) for _ in range(3)) < 0.05
-    await asyncio.sleep(0)
+    gateway_server(cast(GatewaySession, Catalogue()), listing="all")
