@@ -150,8 +150,14 @@ async def test_preempted_answers_are_what_they_would_have_been(model: Model) -> 
     tight = LocalEngine(model, kv_bytes=300 * token_bytes)
     tight._scheduler._has_room = lambda job, promised: True  # type: ignore[method-assign]
     group = [ask(f"{n} green bottles " * 3, max_tokens=80) for n in range(5)]
-    answers = await tight.generate(group)
-    assert tight._scheduler.preemptions > 0
+    heard = [""] * len(group)
+
+    def hear(piece: Delta) -> None:
+        heard[piece.index] += piece.text
+
+    answers = await tight.generate(group, on_delta=hear)
+    assert heard == [answer.text for answer in answers]  # who listens hears nothing twice
+    assert tight.load.preemptions == tight._scheduler.preemptions > 0
     assert sum(answer.usage.recomputed_tokens for answer in answers) > 0
     for request, answer in zip(group, answers, strict=True):
         assert essence(answer) == essence(await alone(model, request))

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from shoal.core.protocols import Request, Sampling, Segment
 from shoal.engine.batch.partition import exact, tokens_computed
-from shoal.engine.batch.planned import UNSEEN, Item, Lengths, Planned, kind_of
+from shoal.engine.batch.planned import Item, Planned
 from shoal.engine.batch.prefixes import find_prefixes
+from shoal.engine.lengths import UNSEEN, kind_of
 from shoal.engine.local import LocalEngine
 from shoal.engine.policies import ArrivalOrder, LongestPrefix
 from shoal.models.loading import Model, load
@@ -155,30 +156,6 @@ def test_decode_heavy_groups_start_first() -> None:
     dry.submit(reading + writing)
     dry.run()
     assert dry.started[:3] == [job.request.id for job in writing]
-
-
-def test_expected_growth_follows_the_answers_that_were_seen() -> None:
-    lengths = Lengths()
-    seen = [3, 5, 4, 9, 2, 2, 6, 1]
-    for length in seen:
-        lengths.add(length)
-    assert lengths.mean == pytest.approx(np.mean(seen))
-    assert lengths.high == pytest.approx(np.mean(seen) + np.std(seen))
-
-
-def test_expecting_short_answers_admits_more_at_once() -> None:
-    most = {}
-    for expects in (False, True):
-        dry = DryRun(400, policy=Planned(expects=expects))
-        jobs = [dry.job([n, n, n], answer=4, limit=100) for n in range(60)]
-        dry.submit(jobs)
-        most[expects] = 0
-        while dry.scheduler.busy:
-            dry.step()
-            most[expects] = max(most[expects], len(dry.scheduler.running))
-        assert len(dry.ended) == 60
-    assert most[False] == 3
-    assert most[True] > 20
 
 
 def test_an_answer_is_expected_to_be_twice_as_long_until_some_have_ended() -> None:

@@ -183,3 +183,4 @@ def test_a_local_engines_cache_is_told(start: Start, tiny_model: Path) -> None:
     cache = dict(re.findall(r'shoal_cache_bytes\{state="(\w+)"\} ([\d.e+]+)', text))
     assert float(cache["capacity"]) == 1 << 20 and float(cache["pinned"]) == 0
     assert float(cache["used"]) > 0
+    assert "shoal_preemptions_total 0.0" in text

@@ -175,7 +175,8 @@ class EngineLoad:
     """How busy an engine is: requests, and bytes of its cache.
 
     ``pinned_bytes`` are held by requests under way: none are when nothing runs. What else is
-    used may be dropped when memory is needed.
+    used may be dropped when memory is needed. ``preemptions`` counts the answers that gave their
+    memory to others and went on later.
     """
 
     running: int
@@ -183,6 +184,7 @@ class EngineLoad:
     used_bytes: int
     pinned_bytes: int
     capacity_bytes: int
+    preemptions: int = 0
 
 
 OnDelta = Callable[[Delta], None]

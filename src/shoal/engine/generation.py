@@ -123,6 +123,11 @@ class Generation:
     def answer(self) -> list[int]:
         return self.tokens[self.prompt_tokens :]
 
+    @property
+    def written(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - self.prompt_tokens
+
     def unfinished(self) -> Iterator[Node]:
         """Nodes of the prompt that wait to be computed, from the top."""
         if self.end is not None and not self.decoding:
@@ -152,7 +157,7 @@ class Generation:
     @property
     def growth(self) -> int:
         """Slots this request may still ask for."""
-        return self.prompt_tokens + self.max_new - len(self.tokens)
+        return self.max_new - self.written
 
     @property
     def spare(self) -> int:

@@ -158,6 +158,7 @@ class LocalEngine:
             used_bytes=self._pool.used_bytes,
             pinned_bytes=self._scheduler.tree.pinned * self._pool.token_bytes,
             capacity_bytes=self._pool.slots.capacity * self._pool.token_bytes,
+            preemptions=self._scheduler.preemptions,
         )
 
     @property

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Protocol
 
 from shoal.engine.generation import Generation, HiddenStates, Job
+from shoal.engine.lengths import AnswerLengths, kind_of
 from shoal.engine.tree import PrefixTree
 
 WINDOW = 1024
@@ -70,12 +71,17 @@ class Policy(Protocol):
 
 
 class ArrivalOrder:
-    """First come, first served; an answer may grow to its limit; everything stays findable."""
+    """First come, first served; everything stays findable.
+
+    expects  admit by what answers are expected to need, each tenant's by its own; otherwise
+             every answer may grow to its limit
+    """
 
     keeps = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, expects: bool = True) -> None:
         self._waiting: OrderedDict[Job, None] = OrderedDict()
+        self._lengths = AnswerLengths() if expects else None
 
     def add(self, jobs: Iterable[Job]) -> None:
         self._waiting.update(dict.fromkeys(jobs))
@@ -91,7 +97,7 @@ class ArrivalOrder:
         return next(iter(self._waiting), None)
 
     def growth(self, job: Generation) -> int:
-        return job.growth
+        return job.growth if self._lengths is None else self._lengths.growth(job, _kind(job))
 
     def shared(self, job: Generation) -> tuple[str, int]:
         return job.request.salt, len(job.tokens)
@@ -100,7 +106,8 @@ class ArrivalOrder:
         """Nothing to note."""
 
     def ended(self, job: Job, tree: PrefixTree) -> None:
-        """Nothing to note."""
+        if self._lengths is not None and isinstance(job, Generation):
+            self._lengths.add(job, _kind(job))
 
     def make_way(self, tree: PrefixTree) -> bool:
         return False
@@ -139,6 +146,10 @@ class LongestPrefix(ArrivalOrder):
             return self._first[-1]
         window = islice(self._waiting, WINDOW)
         return max(window, key=lambda job: _cached(job, tree), default=None)
+
+
+def _kind(job: Generation) -> object:
+    return job.request.salt, kind_of(job.request)
 
 
 def _cached(job: Job, tree: PrefixTree) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from shoal.engine.attention import Work
 from shoal.engine.generation import Generation, HiddenStates, Piece
 from shoal.engine.generation import Job as Job
+from shoal.engine.outlook import Course, peak
 from shoal.engine.policies import ArrivalOrder, Policy
 from shoal.engine.segments import KVSegment
 from shoal.engine.tree import Node, PrefixTree
@@ -103,9 +104,12 @@ class Scheduler:
         return plan.works
 
     def _admit(self) -> None:
-        promised = sum(self._promise(job) for job in self.running)
+        courses: list[Course] | None = None
         while (job := self.waiting.head(self.tree)) is not None:
-            if self.running and not self._has_room(job, promised):
+            if courses is None:
+                answers = (each for each in self.running if isinstance(each, Generation))
+                courses = list(map(self._course, answers))
+            if self.running and not self._has_room(job, courses):
                 return
             if not self._place(job):
                 if self.running:
@@ -116,22 +120,25 @@ class Scheduler:
             self.waiting.remove(job)
             self.running[job] = None
             self.waiting.placed(job, self.tree)
-            promised += self._promise(job)
+            if isinstance(job, Generation):
+                courses.append(self._course(job))
 
-    def _promise(self, job: Job) -> int:
-        """Slots a job is still expected to ask for."""
-        return max(0, self.waiting.growth(job) - job.spare) if isinstance(job, Generation) else 0
+    def _course(self, job: Generation) -> Course:
+        """What an answer under way is expected to take and to give back."""
+        assert job.end is not None
+        own = sum(node.capacity for node in job.end.path() if node.pins == 1)
+        return Course(self.waiting.growth(job), job.spare, own)
 
-    def _has_room(self, job: Job, promised: int) -> bool:
-        """Whether this job and everything running could grow as expected together."""
+    def _has_room(self, job: Job, courses: Sequence[Course]) -> bool:
+        """Whether this job and the answers under way could grow as expected together."""
         if not isinstance(job, Generation):
             return True
         new = len(job.tokens)
         if self.sharing:
             salt, shared = self.waiting.shared(job)
             new += self.tree.cost(job.tokens[:shared], salt) - shared
-        growth = self.waiting.growth(job)
-        return new + growth + promised <= self.tree.free + self.tree.evictable
+        course = Course(self.waiting.growth(job), 0, new)
+        return new + peak([*courses, course]) <= self.tree.free + self.tree.evictable
 
     def _place(self, job: Job) -> bool:
         if isinstance(job, HiddenStates):

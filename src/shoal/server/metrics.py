@@ -100,6 +100,11 @@ class _State(Collector):
         jobs.add_metric(["running"], load.running)
         jobs.add_metric(["waiting"], load.waiting)
         yield jobs
+        yield CounterMetricFamily(
+            "shoal_preemptions",
+            "Answers that gave their memory to others and went on later.",
+            value=load.preemptions,
+        )
         cache = GaugeMetricFamily(
             "shoal_cache_bytes",
             "KV cache: its size, what it holds, and what requests under way hold of it.",

@@ -3,37 +3,29 @@
 BatchLLM (arXiv 2412.03594): prompts are announced before they start; groups run in order of
 R = answer tokens / prompt tokens; a shared prefix is held from its first member to its last and
 then freed at once, with no LRU anywhere; a request is admitted while the memory in use and the
-expected growth of everything running fit, not up to a number of requests. Expected growth is
-min(limit, mean + one standard deviation of the answers seen so far) − what is written.
+expected growth of everything running fit (:mod:`shoal.engine.lengths`), not up to a number of
+requests.
 
 Departures: prefixes nest at any depth; jobs that arrive during the run are planned with what is
-left, and prefixes that are in memory then come first. Until some answers have ended, where the
-paper says nothing, one is expected to be twice as long as the longest so far: too little costs
-prompts that are read again, at most once for every doubling, and the limit would cost more.
+left, and prefixes that are in memory then come first.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shoal.core.protocols import Request
 from shoal.engine.batch.order import Order, execution_order
 from shoal.engine.batch.plan import Level, reduced
 from shoal.engine.batch.prefixes import Prefixes, find_prefixes
 from shoal.engine.generation import Generation, HiddenStates, Job
+from shoal.engine.lengths import AnswerLengths, kind_of
 from shoal.engine.tree import Node, PrefixTree
-
-SEEN = 8
-"""Answers of a kind that must have ended before their lengths are believed."""
-UNSEEN = 32
-"""Tokens that an answer is expected to have before there is any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +54,6 @@ class Span:
     prompts: int
     opened: int
     closed: int
-
-
-@dataclass(slots=True)
-class Lengths:
-    """Running mean and spread of answer lengths (Welford's recurrence)."""
-
-    count: int = 0
-    mean: float = 0.0
-    _squares: float = 0.0
-
-    def add(self, length: int) -> None:
-        """Take one more."""
-        self.count += 1
-        off = length - self.mean
-        self.mean += off / self.count
-        self._squares += off * (length - self.mean)
-
-    @property
-    def high(self) -> float:
-        """Mean and one standard deviation."""
-        return self.mean + math.sqrt(self._squares / self.count) if self.count else 0.0
 
 
 @dataclass(slots=True)
@@ -128,8 +99,7 @@ class Planned:
         self._waiting: dict[Job, None] = {}
         self._ticket = itertools.count()
         self._scores: dict[tuple[str, bytes], list[str]] = {}
-        self._lengths: dict[object, Lengths] = {}
-        self._longest: dict[object, int] = {}  # of a kind, whether it has ended or not
+        self._lengths = AnswerLengths()
         self._schedule = _Schedule(find_prefixes([]), [], {}, {}, [0])
         self._holds: dict[int, tuple[Node, int]] = {}  # tree node -> pinned cache, step of opening
         self._stale = False
@@ -267,19 +237,14 @@ class Planned:
 
     def _expected(self, item: Item) -> float:
         """Tokens an answer is expected to have."""
-        seen = self._lengths.get(item.kind)
-        return min(item.limit, seen.mean) if seen and seen.count >= SEEN else item.limit
+        seen = self._lengths.of(item.kind)
+        return min(item.limit, seen.mean) if seen.known else item.limit
 
     def growth(self, job: Generation) -> int:
         item = self._items.get(self._keys[job])
         if not self._expects or item is None:
             return job.growth
-        written = len(job.answer)
-        longest = self._longest[item.kind] = max(self._longest.get(item.kind, 0), written)
-        seen = self._lengths.get(item.kind)
-        known = seen is not None and seen.count >= SEEN
-        expected = math.ceil(seen.high) if seen and known else max(UNSEEN, 2 * longest)
-        return max(1, min(job.growth, expected - written))
+        return self._lengths.growth(job, item.kind)
 
     def shared(self, job: Generation) -> tuple[str, int]:
         scope = job.request.salt
@@ -317,8 +282,8 @@ class Planned:
         item = self._items.pop(key, None) if key is not None else None
         if key is None or item is None:
             return
-        if isinstance(job, Generation) and job.finish in ("stop", "length"):
-            self._lengths.setdefault(item.kind, Lengths()).add(len(job.answer))
+        if isinstance(job, Generation):
+            self._lengths.add(job, item.kind)
         self._count_down(key, tree)
 
     def _count_down(self, key: str, tree: PrefixTree) -> None:
@@ -358,10 +323,3 @@ def _item(key: str, job: Job) -> Item:
         return Item(key, np.asarray(job.prefix, dtype=np.int32), job.salt)
     tokens = np.asarray(job.tokens, dtype=np.int32)
     return Item(key, tokens, job.request.salt, job.max_new, kind_of(job.request))
-
-
-def kind_of(request: Request) -> object:
-    """Requests that ask alike are expected to be answered at like length."""
-    sampling, grammar = request.sampling, request.grammar
-    held_to = grammar.kind if grammar else ""
-    return sampling.max_tokens, sampling.ignore_eos, sampling.stop, held_to

@@ -23,9 +23,10 @@ from shoal.core.records import Usage
 from shoal.engine.batch.jobs import Asked, Response, Scored, Task
 from shoal.engine.batch.order import Order
 from shoal.engine.batch.plan import Level, Plan, plan
-from shoal.engine.batch.planned import Item, Planned, Span, kind_of
+from shoal.engine.batch.planned import Item, Planned, Span
 from shoal.engine.batch.prefixes import saving
 from shoal.engine.compute import compute
+from shoal.engine.lengths import kind_of
 from shoal.engine.local import LocalEngine
 from shoal.engine.policies import Policy
 from shoal.engine.scheduler import Meter

@@ -113,6 +113,7 @@ class PreparedOrder(ArrivalOrder):
         self.finder.placed(job)
 
     def ended(self, job: Job, tree: PrefixTree) -> None:
+        super().ended(job, tree)
         self.finder.ended(job)
 
 
