@@ -1,12 +1,12 @@
 """When a server lets the next answer begin, where clients ask for more tokens than they get.
 
-    python benchmarks/admission.py [--requests 32] [--limit 512] [--kv-memory 32] [--json]
+    python benchmarks/admission.py [--requests 40] [--limit 512] [--kv-memory 32] [--json]
 
 Chats arrive 0.02 s apart at an engine with little memory, and end where the model ends them. The
 arms differ in what a running answer is expected to need: lengths of those before it
-(:mod:`shoal.engine.lengths`), as much as it may get, or nothing, which is how vLLM admits: prompts that
-fit begin, and the youngest answer starts again later where memory runs out. They alternate in one
-process; every arm gives the same answers, apart from near-ties.
+(:mod:`shoal.engine.lengths`), as much as it may get, or nothing, which is how vLLM admits: prompts
+that fit begin, and the youngest answer is read again later where memory runs out. They alternate
+in one process; every arm gives the same answers, apart from near-ties.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from shoal.core.claims import alternate
 from shoal.core.protocols import Request, Sampling
 from shoal.core.records import Message
+from shoal.engine.compute import compute
 from shoal.engine.generation import Generation
 from shoal.engine.local import LocalEngine
 from shoal.engine.policies import ArrivalOrder, Policy
@@ -101,13 +102,13 @@ async def served(model: Model, arm: Arm, requests: list[Request], kv_bytes: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=32, help="at most 40")
+    parser.add_argument("--requests", type=int, default=40, help="at most 40")
     parser.add_argument("--limit", type=int, default=512, help="tokens that clients ask for")
     parser.add_argument("--kv-memory", type=int, default=32, help="MiB")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    model = load()
+    model = compute.call(lambda: load(dtype="bf16"))
     asked = [text.format(topic) for text, topic in product(ASKED, TOPICS)]
     random.Random(0).shuffle(asked)
     requests = [

@@ -31,7 +31,7 @@ from shoal.core.protocols import (
 from shoal.core.records import ToolSpec
 from shoal.engine.actor import Actor, call_on, resolve
 from shoal.engine.adapters import EngineAdapters, Resident
-from shoal.engine.compute import compute
+from shoal.engine.compute import compute, dismiss
 from shoal.engine.generation import Composition, Generation, HiddenStates, Piece, Reuse
 from shoal.engine.intake import Intake
 from shoal.engine.pool import KVPool
@@ -74,6 +74,7 @@ class LocalEngine:
         kv_bytes: int = KV_BYTES,
         adapters: EngineAdapters | None = None,
     ) -> None:
+        dismiss()
         compute.call(lambda: warm(model.decoder))
         config = model.config
         self.model = model
