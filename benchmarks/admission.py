@@ -28,6 +28,7 @@ from shoal.core.records import Message
 from shoal.engine.compute import compute
 from shoal.engine.generation import Generation
 from shoal.engine.local import LocalEngine
+from shoal.engine.outlook import Growth
 from shoal.engine.policies import ArrivalOrder, Policy
 from shoal.models.loading import Model, load
 
@@ -44,8 +45,8 @@ EVERY = 0.02  # seconds between two arrivals
 class PromptsOnly(ArrivalOrder):
     """Admits whatever prompt fits."""
 
-    def growth(self, job: Generation) -> int:
-        return min(1, job.growth)
+    def growth(self, job: Generation) -> Growth:
+        return Growth(min(1, job.growth), ends=False)
 
 
 ARMS: Mapping[str, Callable[[], Policy]] = {
@@ -133,12 +134,13 @@ def main() -> None:
     print(f"{options.requests} chats, {options.limit} tokens each at most, seconds p50 / p95")
     for name, arm in arms.items():
         first, latency = (np.median(pairs, axis=0) for pairs in (arm.first, arm.latency))
-        faster = "" if name in "expected lengths" else ours.times_faster_than(timings[name])
+        longer = ours.times_faster_than(timings[name])
+        beside = f"  {longer.estimate:.2f} [{longer.low:.2f}, {longer.high:.2f}] times as long"
         print(
             f"{name:18} wall {np.median(arm.wall):6.1f}  first token {first[0]:5.1f} / "
             f"{first[1]:5.1f}  whole answer {latency[0]:5.1f} / {latency[1]:5.1f}  "
             f"preempted {arm.preemptions}, {arm.repeated_tokens:,} tokens read again of "
-            f"{arm.decoded_tokens:,} written  {faster}"
+            f"{arm.decoded_tokens:,} written{'' if ours is timings[name] else beside}"
         )
 
 

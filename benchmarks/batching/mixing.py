@@ -9,6 +9,7 @@ from shoal.core.claims import Bench, alternate
 from shoal.core.protocols import Grammar, Request, Sampling, Segment
 from shoal.engine.batch.planned import Planned
 from shoal.engine.generation import Generation, Job
+from shoal.engine.outlook import Growth
 from shoal.engine.policies import ArrivalOrder
 from shoal.engine.scheduler import Meter
 from shoal.engine.tree import PrefixTree
@@ -24,8 +25,8 @@ class Counted(Planned):
         super().__init__()
         self._under_way: set[Job] = set()
 
-    def growth(self, job: Generation) -> int:
-        return 1
+    def growth(self, job: Generation) -> Growth:
+        return Growth(1, ends=False)
 
     def head(self, tree: PrefixTree) -> Job | None:
         return None if len(self._under_way) >= self.most else super().head(tree)

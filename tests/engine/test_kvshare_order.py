@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shoal.core.errors import ConfigError
 from shoal.engine.generation import Generation, Job
 from shoal.engine.kvshare.order import ADMITTED, HitRateOrder, PreparedOrder, Reach
+from shoal.engine.outlook import Growth
 from shoal.engine.tree import PrefixTree
 
 
@@ -151,7 +152,7 @@ def test_who_lost_memory_comes_first() -> None:
     policy = HitRateOrder(Known())
     run = DryRun(60, policy=policy)
     jobs = [run.job(prompt(n, n), answer=40, limit=41) for n in (9, 8)]
-    policy.growth = lambda job: 1  # type: ignore[method-assign]  # too little: they collide
+    policy.growth = lambda job: Growth(1, False)  # type: ignore[method-assign]  # they collide
     run.submit(jobs)
     run.run()
     assert run.scheduler.preemptions

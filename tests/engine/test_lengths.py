@@ -14,7 +14,7 @@ from shoal.engine.batch.planned import Planned
 from shoal.engine.generation import Generation
 from shoal.engine.kvshare.order import HitRateOrder
 from shoal.engine.lengths import KINDS, RECENT, SEEN, UNSEEN, AnswerLengths, Lengths, kind_of
-from shoal.engine.outlook import Course, peak
+from shoal.engine.outlook import Course, Growth, peak
 from shoal.engine.policies import ArrivalOrder, LongestPrefix, Policy
 
 
@@ -44,7 +44,7 @@ def test_answers_under_way_are_expected_to_be_as_unlike_as_those_before() -> Non
         lengths.of("kind").add(length)
     one = job(Sampling(max_tokens=500), written=40)
     found = {lengths.growth(one, "kind") for _ in range(2000)}
-    assert found == set(range(1, 61))
+    assert found == {Growth(slots, ends=True) for slots in range(1, 61)}
 
 
 def test_kinds_beyond_those_asked_for_last_are_forgotten() -> None:
@@ -70,7 +70,7 @@ def test_growth() -> None:
 
     def growth(written: int = 0, limit: int = 500, **sampling: object) -> int:
         asked = Sampling(max_tokens=limit, **sampling)  # type: ignore[arg-type]
-        return lengths.growth(job(asked, written), "kind")
+        return lengths.growth(job(asked, written), "kind").slots
 
     assert growth() == UNSEEN
     assert growth(20) == 2 * 20 - 20
@@ -128,8 +128,9 @@ def test_what_one_tenant_uses_says_nothing_of_another() -> None:
     dry = DryRun(4000, policy=policy)
     dry.submit([dry.job([n], answer=4, limit=100, salt="ann") for n in range(SEEN)])
     dry.run()
-    assert policy.growth(dry.job([1], limit=100, salt="ann")) == 4
-    assert policy.growth(dry.job([1], limit=100, salt="bob")) == UNSEEN
+    assert policy.growth(dry.job([1], limit=100, salt="ann")) == Growth(4, ends=True)
+    assert policy.growth(dry.job([1], limit=100, salt="bob")) == Growth(UNSEEN, ends=False)
+    assert policy.growth(dry.job([1], limit=20, salt="bob")) == Growth(20, ends=True)
 
 
 def walked(courses: list[Course]) -> int:
@@ -140,16 +141,18 @@ def walked(courses: list[Course]) -> int:
         steps += 1
         taken += sum(steps > each.spare for each in going)
         most = max(most, taken)
-        taken -= sum(
-            each.own + max(0, steps - each.spare) for each in going if each.growth == steps
-        )
+        ending = [each for each in going if each.growth == steps and each.ends]
+        taken -= sum(each.own + max(0, steps - each.spare) for each in ending)
         going = [each for each in going if each.growth > steps]
     return most
 
 
 @given(
     st.lists(
-        st.builds(Course, st.integers(1, 30), st.integers(0, 20), st.integers(0, 40)), max_size=12
+        st.builds(
+            Course, st.integers(1, 30), st.integers(0, 20), st.integers(0, 40), st.booleans()
+        ),
+        max_size=12,
     )
 )
 def test_the_peak_is_that_of_a_walk_step_by_step(courses: list[Course]) -> None:
@@ -164,6 +167,7 @@ def test_answers_that_end_make_room_for_others() -> None:
     assert peak([Course(100, 0, 0), Course(100, 0, 0)]) == 200
     assert peak([Course(100, 0, 0), Course(40, 0, 0)]) == 100
     assert peak([Course(100, 0, 0), Course(40, 0, 60)]) == 80  # two by 40, then 60 free, 60 asked
+    assert peak([Course(100, 0, 0), Course(40, 0, 60, ends=False)]) == 140
 
 
 @settings(max_examples=150, deadline=None)

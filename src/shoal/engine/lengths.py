@@ -8,8 +8,8 @@ unlike each other then as those before them were, and to end one after the other
 deviation of all of them at once.
 
 Departures: answers are told apart by kind; and until some have ended, where the papers say nothing
-or the limit, one is expected to be twice as long as the longest so far: too little costs prompts
-that are read again, at most once for every doubling.
+or the limit, one is expected to be twice as long as the longest so far, and nobody counts on it to
+end then: too little costs prompts that are read again, at most once for every doubling.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from shoal.core.protocols import Request
 from shoal.engine.generation import Generation
+from shoal.engine.outlook import Growth
 
 SEEN = 8
 """Answers of a kind that must have ended before their lengths are believed."""
@@ -94,11 +95,12 @@ class AnswerLengths:
         if job.finish in ("stop", "length"):
             self.of(kind).add(job.written)
 
-    def growth(self, job: Generation, kind: object) -> int:
-        """Slots that an answer, under way or to come, is still expected to ask for; at least one
-        while it may have any."""
+    def growth(self, job: Generation, kind: object) -> Growth:
+        """Of an answer under way, or to come; at least one slot while it may have any."""
         sampling = job.request.sampling
         if sampling.ignore_eos and not sampling.stop and job.request.grammar is None:
-            return job.growth  # it ends at its limit
-        length = self.of(kind).drawn(job.written, self._luck.random())
-        return min(job.growth, max(1, max(length, sampling.min_tokens) - job.written))
+            return Growth(job.growth, True)  # it ends at its limit
+        seen = self.of(kind)
+        length = max(seen.drawn(job.written, self._luck.random()), sampling.min_tokens)
+        slots = max(1, length - job.written)
+        return Growth(min(job.growth, slots), seen.known or slots >= job.growth)

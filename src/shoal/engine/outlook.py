@@ -14,28 +14,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+class Growth(NamedTuple):
+    """Slots that an answer is still expected to ask for, and whether it is expected to end then
+    rather than to go on for nobody knows how long."""
+
+    slots: int
+    ends: bool
+
+
 class Course(NamedTuple):
     """What one answer is expected to do.
 
-    growth  steps until it ends
+    growth  steps until it ends, or as far as it is looked ahead
     spare   slots it has already for tokens to come
-    own     slots that nobody else holds, free when it ends
+    own     slots that nobody else holds
+    ends    whether it gives back then what it alone holds
     """
 
     growth: int
     spare: int
     own: int
+    ends: bool = True
 
 
 def peak(courses: Sequence[Course]) -> int:
     """Slots beyond those taken now that are needed at the worst moment; at least 0."""
     if not courses:
         return 0
-    growth_N, spare_N, own_N = np.array(sorted(courses), dtype=np.int64).T
+    growth_N, spare_N, own_N, ends_N = np.array(sorted(courses), dtype=np.int64).T
     spare_N = np.minimum(spare_N, growth_N)  # more is never asked for
     before_N = np.arange(len(courses))  # how many have ended before each end
     asked_N = _beyond(spare_N, growth_N) - (before_N * growth_N - _sums(spare_N))
-    return max(0, int((asked_N - _sums(own_N)).max()))
+    given_N = np.where(ends_N, own_N, spare_N - growth_N)  # or it keeps what it asked for
+    return max(0, int((asked_N - _sums(given_N)).max()))
 
 
 def _beyond(spare_N: NDArray[np.int64], time_N: NDArray[np.int64]) -> NDArray[np.int64]:

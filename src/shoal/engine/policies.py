@@ -15,6 +15,7 @@ from typing import Protocol
 
 from shoal.engine.generation import Generation, HiddenStates, Job
 from shoal.engine.lengths import AnswerLengths, kind_of
+from shoal.engine.outlook import Growth
 from shoal.engine.tree import PrefixTree
 
 WINDOW = 1024
@@ -45,8 +46,8 @@ class Policy(Protocol):
         """The job to be admitted next."""
         ...
 
-    def growth(self, job: Generation) -> int:
-        """How many more slots an answer is expected to ask for."""
+    def growth(self, job: Generation) -> Growth:
+        """How many more slots an answer is expected to ask for, and whether it ends then."""
         ...
 
     def shared(self, job: Generation) -> tuple[str, int]:
@@ -96,8 +97,10 @@ class ArrivalOrder:
     def head(self, tree: PrefixTree) -> Job | None:
         return next(iter(self._waiting), None)
 
-    def growth(self, job: Generation) -> int:
-        return job.growth if self._lengths is None else self._lengths.growth(job, _kind(job))
+    def growth(self, job: Generation) -> Growth:
+        if self._lengths is None:
+            return Growth(job.growth, ends=True)
+        return self._lengths.growth(job, _kind(job))
 
     def shared(self, job: Generation) -> tuple[str, int]:
         return job.request.salt, len(job.tokens)

@@ -27,6 +27,7 @@ from shoal.models.adapters.adapter import Adapter
 
 ROWS = 512  # of one step; more makes prefill no faster and answers under way wait longer
 TAIL = 64  # slots of an answer's first tail; the next ones double up to four times that
+LEAST = 16  # slots of a tail where the answer is expected to end soon
 
 
 @dataclass(slots=True)
@@ -126,8 +127,9 @@ class Scheduler:
     def _course(self, job: Generation) -> Course:
         """What an answer under way is expected to take and to give back."""
         assert job.end is not None
+        growth = self.waiting.growth(job)
         own = sum(node.capacity for node in job.end.path() if node.pins == 1)
-        return Course(self.waiting.growth(job), job.spare, own)
+        return Course(growth.slots, job.spare, own, growth.ends)
 
     def _has_room(self, job: Job, courses: Sequence[Course]) -> bool:
         """Whether this job and the answers under way could grow as expected together."""
@@ -137,7 +139,8 @@ class Scheduler:
         if self.sharing:
             salt, shared = self.waiting.shared(job)
             new += self.tree.cost(job.tokens[:shared], salt) - shared
-        course = Course(self.waiting.growth(job), 0, new)
+        growth = self.waiting.growth(job)
+        course = Course(growth.slots, 0, new, growth.ends)
         return new + peak([*courses, course]) <= self.tree.free + self.tree.evictable
 
     def _place(self, job: Job) -> bool:
@@ -262,7 +265,9 @@ class Scheduler:
         assert end is not None
         if not job.decoding or len(end.tokens) == end.capacity:
             room = min(2 * end.capacity, 4 * TAIL) if job.decoding else TAIL
-            while (tail := self.tree.tail(end, min(room, job.growth + 1))) is None:
+            expected = max(LEAST, self.waiting.growth(job).slots + 1)
+            room = min(room, expected, job.growth + 1)
+            while (tail := self.tree.tail(end, room)) is None:
                 if len(self.running) == 1 and self.waiting.make_way(self.tree):
                     continue
                 if self._preempt() is job:

@@ -25,6 +25,7 @@ from shoal.engine.batch.plan import Level, reduced
 from shoal.engine.batch.prefixes import Prefixes, find_prefixes
 from shoal.engine.generation import Generation, HiddenStates, Job
 from shoal.engine.lengths import AnswerLengths, kind_of
+from shoal.engine.outlook import Growth
 from shoal.engine.tree import Node, PrefixTree
 
 
@@ -240,10 +241,10 @@ class Planned:
         seen = self._lengths.of(item.kind)
         return min(item.limit, seen.mean) if seen.known else item.limit
 
-    def growth(self, job: Generation) -> int:
+    def growth(self, job: Generation) -> Growth:
         item = self._items.get(self._keys[job])
         if not self._expects or item is None:
-            return job.growth
+            return Growth(job.growth, ends=True)
         return self._lengths.growth(job, item.kind)
 
     def shared(self, job: Generation) -> tuple[str, int]:
