@@ -123,6 +123,21 @@ def most_at_once(policy: Policy) -> int:
     return most
 
 
+def test_answers_take_slots_for_as_long_as_they_are_expected_to_be() -> None:
+    dry = DryRun(4000)
+    dry.submit([dry.job([n], answer=30, limit=1000) for n in range(SEEN)])
+    dry.run()
+    one = dry.job([1, 2], answer=99, limit=1000)
+    dry.submit([one])
+    taken = []
+    while dry.scheduler.busy:
+        dry.step()
+        if one.decoding and one.end and one.end.capacity not in taken[-1:]:
+            taken.append(one.end.capacity)
+    assert taken[:2] == [30, 16]  # as those before, then little by little
+    assert len(dry.ended) == SEEN + 1
+
+
 def test_what_one_tenant_uses_says_nothing_of_another() -> None:
     policy = ArrivalOrder()
     dry = DryRun(4000, policy=policy)
