@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("patient", settings.default, deadline=None)  # machines stand still
+settings.load_profile("patient")
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

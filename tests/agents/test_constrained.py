@@ -67,7 +67,7 @@ async def test_every_choice_is_one_of_those_that_exist(rule: str, engine: Engine
     assert len(set(chosen)) > 1, "the model does choose"
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.from_regex(r"[a-zA-Zäßλ][\w.-]{0,7}", fullmatch=True).filter(

@@ -32,7 +32,7 @@ def talking(words: int) -> ScriptedEngine:
     st.integers(1, 9),
     st.sampled_from(["last", "judge(a)"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tokens_are_foreseen_to_the_last_one(
     channels: str, rounds: int, words: int, reduce: str
 ) -> None:

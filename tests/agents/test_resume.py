@@ -153,7 +153,7 @@ teams = st.builds(
 
 
 @given(teams, st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_run_killed_before_any_write_ends_like_one_that_was_not(team: Team, seed: int) -> None:
     whole = asyncio.run(finish_after_deaths(team, [], seed))
     for lives in range(len(whole.episode.steps) + 1):
@@ -162,7 +162,7 @@ def test_a_run_killed_before_any_write_ends_like_one_that_was_not(team: Team, se
 
 
 @given(teams, st.lists(st.integers(0, 4), max_size=6), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_run_killed_many_times_ends_like_one_that_was_not(
     team: Team, deaths: list[int], seed: int
 ) -> None:

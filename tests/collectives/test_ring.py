@@ -61,7 +61,7 @@ def test_parts_cover_all_elements_and_differ_by_one_at_most(n, parts):
     st.sampled_from(list(Op)),
     st.integers(0, 2**31),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_ring_is_the_plain_reduction(world, n, dtype, op, seed):
     rng = np.random.default_rng(seed)
     inputs = [rng.integers(0, 5, n).astype(dtype) for _ in range(world)]
@@ -105,7 +105,7 @@ VALUES = arrays.arrays(
 
 
 @given(st.lists(VALUES, min_size=2, max_size=5), st.sampled_from(["min_max", "zero_point_scale"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_quantised_rings_end_with_the_same_bits_within_a_step_for_each_hop(inputs, kind):
     n = min(x.size for x in inputs)
     inputs = [x[:n].copy() for x in inputs]
@@ -118,7 +118,7 @@ def test_quantised_rings_end_with_the_same_bits_within_a_step_for_each_hop(input
 
 
 @given(VALUES, st.sampled_from(["min_max", "zero_point_scale"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_block_is_off_by_half_a_step_at_most(x, kind):
     buffer = memoryview(bytearray(room(x.size, x.dtype)))
     size = encode(x, kind, buffer)

@@ -18,7 +18,7 @@ def by_trying_all(cost: np.ndarray) -> tuple[float, float]:
 
 
 @given(st.integers(2, 7), st.integers(0, 2**31), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_exact_tour_is_the_best_of_all(n, seed, ties):
     rng = np.random.default_rng(seed)
     cost = rng.integers(1, 4, (n, n)).astype(float) if ties else rng.lognormal(size=(n, n))
@@ -60,7 +60,7 @@ def test_an_unreachable_pair_is_no_edge_and_a_peer_without_a_ring_goes():
 
 
 @given(st.integers(1, 6), st.integers(0, 2**31))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_ring_has_no_unreachable_edge_and_names_everybody_once(n, seed):
     rng = np.random.default_rng(seed)
     peers = [f"p{i}" for i in range(n)]

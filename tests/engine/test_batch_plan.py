@@ -21,7 +21,7 @@ PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size
 
 
 @given(PROMPTS, st.sampled_from(["ratio", "prefix"]), st.sampled_from(["multi", "single", "none"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_each_prefix_is_needed_during_one_stretch(
     prompts: list[list[int]], order: str, level: str
 ) -> None:
@@ -61,7 +61,7 @@ def test_nested_groups_name_their_outer_group() -> None:
 
 
 @given(PROMPTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_reduced_trees_hold_what_a_single_level_computes(prompts: list[list[int]]) -> None:
     tree = find_prefixes(prompts)
     assert reduced(tree, "single").tokens == tokens_computed(tree, exact(tree))
@@ -131,7 +131,7 @@ def test_an_unlimited_lru_cache_computes_the_tree() -> None:
 
 
 @given(PROMPTS, st.integers(1, 30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_simulated_cache_is_no_worse_than_a_plain_one_of_whole_runs(
     prompts: list[list[int]], capacity: int
 ) -> None:

@@ -56,7 +56,7 @@ def best_single_level(tree: Prefixes) -> int:
 
 
 @given(PROMPTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_tree_holds_each_distinct_prefix_once(prompts: list[list[int]]) -> None:
     tree = find_prefixes(prompts)
     assert tree.tokens == len(distinct_prefixes(prompts))
@@ -72,7 +72,7 @@ def test_the_tree_holds_each_distinct_prefix_once(prompts: list[list[int]]) -> N
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1, max_size=6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_single_level_partition_beats_the_exact_one(prompts: list[list[int]]) -> None:
     tree = find_prefixes(prompts)
     computed = tokens_computed(tree, exact(tree))

@@ -28,7 +28,7 @@ def ends(cut: list[Chunk]) -> list[int]:
 
 
 @given(TEXT)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_chunks_join_to_the_text_and_keep_their_bounds(tokens: list[int]) -> None:
     cut = chunks(tokens, MARKS)
     assert [token for chunk in cut for token in tokens[chunk.start : chunk.end]] == tokens
@@ -44,7 +44,7 @@ def test_chunks_join_to_the_text_and_keep_their_bounds(tokens: list[int]) -> Non
 
 
 @given(TEXT, st.lists(st.integers(0, 60), min_size=1, max_size=40), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_an_insertion_changes_only_the_chunks_around_it(
     tokens: list[int], inserted: list[int], data: st.DataObject
 ) -> None:

@@ -169,7 +169,7 @@ JOBS = st.lists(
 
 
 @given(JOBS, st.integers(16, 60), st.sampled_from([0.0, 0.5, 2.0]), st.sampled_from([0, 30, 4096]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_job_ends_and_leaves_nothing(
     jobs: list[tuple[int, str, int, int]], capacity: int, ageing: float, slack: int
 ) -> None:
@@ -190,7 +190,7 @@ def test_every_job_ends_and_leaves_nothing(
 
 
 @given(JOBS, st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nobody_starves_however_warm_the_others_are(
     jobs: list[tuple[int, str, int, int]], cached: int
 ) -> None:

@@ -159,7 +159,7 @@ def test_a_tenant_can_be_forgotten() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 30), st.booleans()), max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_bytes_are_what_is_stored_and_stay_within_bounds(
     steps: list[tuple[int, int, bool]],
 ) -> None:

@@ -185,7 +185,7 @@ def test_answers_that_end_make_room_for_others() -> None:
     assert peak([Course(100, 0, 0), Course(40, 0, 60, ends=False)]) == 140
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=25),
     st.integers(80, 200),

@@ -83,7 +83,7 @@ FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 2**-8)]
 
 @pytest.mark.parametrize(("dtype", "near"), FORMATS)
 @given(layout=layouts(), heads=st.sampled_from([1, 3, 7]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_rows_anywhere_see_the_first_of_their_parts_keys(
     dtype: torch.dtype, near: float, layout: tuple[list[Part], int, int], heads: int
 ) -> None:
@@ -92,7 +92,7 @@ def test_rows_anywhere_see_the_first_of_their_parts_keys(
 
 
 @given(layout=layouts(), heads=st.sampled_from([1, 3]), form=st.sampled_from(FORMATS))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_keys_may_be_read_in_pieces(
     layout: tuple[list[Part], int, int], heads: int, form: tuple[torch.dtype, float]
 ) -> None:

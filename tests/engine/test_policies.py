@@ -185,7 +185,7 @@ def test_answers_longer_than_expected_preempt_the_youngest_and_all_end() -> None
 @given(
     PROMPTS, st.integers(16, 60), st.sampled_from(["multi", "single", "none"]), st.integers(0, 9)
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_planned_job_ends_and_leaves_nothing(
     jobs: list[tuple[list[int], int]], capacity: int, level: str, arrive: int
 ) -> None:
@@ -201,7 +201,7 @@ def test_every_planned_job_ends_and_leaves_nothing(
 
 
 @given(PROMPTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_with_memory_enough_exactly_the_plan_is_computed(
     jobs: list[tuple[list[int], int]],
 ) -> None:
@@ -220,7 +220,7 @@ def test_with_memory_enough_exactly_the_plan_is_computed(
 
 
 @given(PROMPTS, st.integers(16, 60), st.sampled_from([ArrivalOrder, LongestPrefix]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_online_policies_end_everything_too(
     jobs: list[tuple[list[int], int]], capacity: int, policy: type[ArrivalOrder]
 ) -> None:

@@ -127,7 +127,7 @@ def test_any_layout_gives_dense_attention_and_leaves_other_rows_as_they_were(
     dtype: torch.dtype, near: float, threads: int
 ) -> None:
     @given(layouts())
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def any_layout(layout: tuple[list[Run], int, int]) -> None:
         check(*layout, dtype, near, threads=threads)
 
@@ -138,7 +138,7 @@ def test_keys_may_be_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(division, "LEAST", 4)
 
     @given(layouts(), st.sampled_from(FORMATS))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def any_layout(layout: tuple[list[Run], int, int], form: tuple[torch.dtype, float]) -> None:
         check(*layout, *form, threads=7)
 

@@ -149,7 +149,7 @@ async def test_a_segment_survives_the_disk_and_a_damaged_one_is_refused(
         KVSegment.load(path)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(at=st.integers(0, 20))
 def test_slices_join_to_the_whole(at: int) -> None:
     torch.manual_seed(0)

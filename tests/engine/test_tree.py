@@ -160,7 +160,7 @@ class TreeMachine(RuleBasedStateMachine):
         assert self.slots.free == self.slots.capacity
 
 
-TreeMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TreeMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
 TestTreeMachine = TreeMachine.TestCase
 
 

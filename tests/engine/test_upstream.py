@@ -278,7 +278,7 @@ async def test_tools_reach_the_endpoint_in_one_order() -> None:
     st.integers(1, 5),
     st.booleans(),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_everything_that_is_asked_is_answered(
     asked: list[tuple[int, int]], concurrency: int, slotted: bool
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -135,7 +135,6 @@ def test_text_and_tokens_equal_transformers(
     assert ids == REFERENCE(expected, add_special_tokens=False).input_ids
 
 
-@settings(deadline=None)
 @given(
     contents=st.lists(
         st.lists(st.one_of(st.text(max_size=6), st.sampled_from(SPECIALS)), max_size=4).map(

@@ -106,7 +106,7 @@ def _plain(path: Path) -> PlainBPE:
 
 
 @pytest.mark.model
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=NASTY)
 @example(text="In 2024, 12345 people's don't   \n\n  x\t\t")
 @example(text=" ² ١٢٣ Ⅷ½ 9a9")
@@ -118,7 +118,7 @@ def test_smollm2_encodes_as_its_description_says(smollm2_fp32: Model, text: str)
 
 
 @pytest.mark.model
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=NASTY)
 def test_text_survives_encoding_and_streaming(smollm2_fp32: Model, text: str) -> None:
     tokenizer = smollm2_fp32.tokenizer
@@ -132,7 +132,7 @@ def test_text_survives_encoding_and_streaming(smollm2_fp32: Model, text: str) ->
 
 
 @pytest.mark.model
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=st.lists(st.integers(0, 49151), max_size=20))
 def test_any_tokens_decode_as_the_library_decodes_them(smollm2_fp32: Model, ids: list[int]) -> None:
     """Also where they make invalid UTF-8, which a sampling model does write."""
@@ -143,7 +143,7 @@ def test_any_tokens_decode_as_the_library_decodes_them(smollm2_fp32: Model, ids:
 
 @pytest.mark.slow
 @pytest.mark.model
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=NASTY)
 def test_smollm2_encodes_as_transformers_does(text: str) -> None:
     # Reading a GGUF file, transformers forgets that this model's digits stand alone.

@@ -175,7 +175,7 @@ def test_files_go_in_and_out_by_plain_names(tier: str) -> None:
         session.put("data.csv", b"")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -188,7 +188,7 @@ def test_any_json_comes_back_as_it_was(best: Session, value: object) -> None:
     assert best.run(f"import json\njson.loads({text!r})").value == json.loads(text)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(max_size=60))
 def test_any_text_as_code_leaves_a_session_that_works(best: Session, code: str) -> None:
     best.run(f"try:\n    exec({code!r}, {{'__builtins__': {{}}}})\nexcept BaseException:\n    pass")

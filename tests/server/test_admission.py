@@ -99,7 +99,7 @@ async def test_what_does_not_end_is_handed_back() -> None:
     assert log == ["ann"] and (at.running, at.waiting) == (0, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(0, 6))
 def test_places_are_never_lost(seed: int, running: int, waiting: int) -> None:
     """Whatever comes, ends or gives up: limits hold, and at the end every place is free."""

@@ -158,7 +158,7 @@ FIELDS = st.sampled_from(["custom_id", "url", "method", "body", "prompt", "messa
 
 
 @given(st.dictionaries(FIELDS, JSON | st.just("/v1/completions")), st.dictionaries(FIELDS, JSON))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_json_is_read_or_refused_in_a_sentence(
     line: dict[str, Any], body: dict[str, Any]
 ) -> None:

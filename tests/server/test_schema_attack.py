@@ -63,7 +63,7 @@ def attack(engine: Engine, label: str, examples: int) -> Counter[int]:
     seen: Counter[int] = Counter()
 
     @settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True,
+        max_examples=examples, database=None, derandomize=True,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(operation(engine, label).as_strategy(), st.integers(0, 3), st.randoms())

@@ -94,7 +94,7 @@ MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "system"]), "c
 FIELDS = sorted({*ChatBody.model_fields, *TextBody.model_fields})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(["/v1/chat/completions", "/v1/completions"]),
     st.dictionaries(st.sampled_from(FIELDS) | TEXT, JSON, max_size=4),

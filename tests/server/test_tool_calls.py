@@ -109,7 +109,7 @@ def test_what_is_no_call_stays_text(text: str) -> None:
 NASTY = st.text(st.sampled_from('{}[]"\\ a</>\n'), max_size=12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.text(st.sampled_from("<tool_cal> \nx"), max_size=20).filter(
         lambda text: "<tool_call>" not in text

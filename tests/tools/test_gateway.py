@@ -400,7 +400,7 @@ async def test_instructions_in_documentation_change_nothing_that_is_done() -> No
     assert refused.fault.kind == "not_approved"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_a_fence_closes_once_whatever_stands_in_it(text: str) -> None:
     shown = as_data(text, "somewhere")
@@ -466,7 +466,7 @@ def test_finding_nothing_is_refused() -> None:
         opened().find("orders", 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=30), st.dictionaries(st.text(max_size=5), st.integers(), max_size=3))
 async def test_no_call_whatever_it_holds_raises(name: str, arguments: dict[str, int]) -> None:
     reply = await opened().call(name, arguments)

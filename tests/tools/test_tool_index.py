@@ -124,7 +124,7 @@ def test_changing_an_index_equals_building_it_anew(
         assert [now[slot] for slot in held] == [anew[slot] for slot in held]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.sampled_from(range(12)), st.booleans(), st.integers(0, 3)),
                 min_size=1, max_size=20))  # fmt: skip
 def test_syncing_an_index_equals_building_it_anew(

@@ -36,7 +36,7 @@ def distinct_prefixes(inputs: list[Tokens]) -> int:
     return len({one[: n + 1] for one in inputs for n in range(len(one))})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(inputs=inputs_of, cost=st.sampled_from([FREE, SOME, NEVER]))
 def test_every_position_has_a_row_with_its_token_below_rows_of_what_came_before(
     inputs: list[Tokens], cost: Cost
@@ -55,7 +55,7 @@ def test_every_position_has_a_row_with_its_token_below_rows_of_what_came_before(
         assert seen == row_A.tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(inputs=inputs_of)
 def test_what_costs_nothing_is_shared_and_what_never_pays_is_not(inputs: list[Tokens]) -> None:
     assert len(grown(inputs, FREE).ids_T) == distinct_prefixes(inputs)
@@ -76,7 +76,7 @@ def test_a_node_that_saves_less_than_a_look_is_given_to_its_children() -> None:
     assert rows.level_N.tolist() == [0] + [1] * 6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(inputs=inputs_of, rows=st.integers(1, 4))
 def test_cuts_compute_the_fewest_tokens_there_are(inputs: list[Tokens], rows: int) -> None:
     tree = find_prefixes([np.array(one) for one in inputs])

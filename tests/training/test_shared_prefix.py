@@ -92,7 +92,7 @@ def test_log_probabilities_and_all_gradients_are_those_of_rows_alone(policy: Pol
     assert found.told == {"shared_prefix.tokens_saved": saved}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @example(rows=[((2, 2), (2,)), ((2, 2), (2, 2))], heads=(4, 2))
 @given(
     rows=st.lists(

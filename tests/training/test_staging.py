@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.training.staging import Staging, trainable
@@ -16,7 +16,6 @@ KINDS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @given(
     st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(KINDS)), min_size=1)
 )
-@settings(deadline=None)
 def test_parameters_go_there_and_back_in_their_order_whatever_their_shapes(parts):
     count = 0
     tensors = []

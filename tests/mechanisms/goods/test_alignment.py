@@ -32,7 +32,7 @@ def games(draw: Callable) -> Game:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(games())
 def test_what_the_conditions_say_holds_in_every_equilibrium(game: Game) -> None:
     filling, full, no_room = (condition.holds for condition in conditions(game))

@@ -115,7 +115,7 @@ def games(draw: Callable) -> Game:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(games())
 def test_equilibria_are_those_of_plain_recursion_and_enumeration(game: Game) -> None:
     grid = grid_of(game, 0.2).tolist()

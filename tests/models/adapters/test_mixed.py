@@ -57,7 +57,7 @@ def one_by_one(runs: Sequence[Run], ids: Sequence[int]) -> torch.Tensor:
 RUNS = st.lists(st.tuples(st.sampled_from(ADAPTERS), st.integers(1, 6)), min_size=1, max_size=8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(runs=RUNS, kept=st.booleans())
 def test_a_mixed_batch_equals_its_rows_alone(runs: list[Run], kept: bool) -> None:
     ids = [7 * t % 31 for t in range(sum(count for _, count in runs))]
@@ -70,7 +70,7 @@ def test_a_mixed_batch_equals_its_rows_alone(runs: list[Run], kept: bool) -> Non
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs=RUNS)
 def test_every_row_of_an_adapter_is_added_to_once(runs: list[Run]) -> None:
     own: dict[Adapter, list[int]] = {}

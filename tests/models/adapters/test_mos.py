@@ -62,7 +62,7 @@ def test_the_worked_layout_of_thirty_layers() -> None:
         assert table[28:].tolist() == [120 + 4 * k + s for s in range(4)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     e=st.integers(1, 6), p=st.integers(0, 6), extra=st.integers(0, 12), l=st.integers(1, 6),
     layers=st.integers(1, 9), seed=st.integers(0, 2**40),
