@@ -19,6 +19,7 @@ from shoal.engine.kvshare.sharing import KVShare, attach
 from shoal.engine.kvshare.store import Entry, SegmentStore
 from shoal.engine.kvshare.tenants import PUBLIC, Access, AccessDenied, Scope, Tenants
 from shoal.engine.local import LocalEngine
+from shoal.engine.outlook import Growth
 from shoal.engine.repair import Repair
 from shoal.engine.segments import KVSegment
 from shoal.models.decoder import Decoder
@@ -333,6 +334,22 @@ async def test_a_full_store_and_a_full_cache_fail_no_request(model: Model) -> No
     assert holds(kvshare) == 0
     assert engine.load.pinned_bytes == 0
     await engine.close()
+
+
+async def test_interrupted_answers_go_on_as_they_began(model: Model) -> None:
+    group = [ask(f"Number {n}." + DOCUMENT + f"What about {n}?", max_tokens=150) for n in range(6)]
+    answers = []
+    for slots in (900, 60_000):
+        engine = LocalEngine(model, kv_bytes=slots * 256)
+        kvshare = attach(engine)
+        engine.scheduler.waiting.growth = lambda job: Growth(1, ends=False)  # type: ignore[method-assign]
+        answers.append(await engine.generate(group) + await engine.generate(group))
+        assert bool(engine.load.preemptions) == (slots == 900)
+        assert holds(kvshare) == engine.load.pinned_bytes == 0
+        await engine.close()
+    tight, roomy = answers
+    assert all(one.usage.approx_tokens for one in tight[2:])
+    assert [one.tokens for one in tight] == [one.tokens for one in roomy]
 
 
 async def test_a_corrupt_stored_segment_is_computed_again(model: Model, tmp_path: Path) -> None:
