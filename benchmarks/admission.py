@@ -6,7 +6,9 @@ Chats arrive 0.02 s apart at an engine with little memory, and end where the mod
 arms differ in what a running answer is expected to need: lengths of those before it
 (:mod:`shoal.engine.lengths`), as much as it may get, or nothing, which is how vLLM admits: prompts
 that fit begin, and the youngest answer is read again later where memory runs out. They alternate
-in one process; every arm gives the same answers, apart from near-ties.
+in one process; every arm gives the same answers, apart from near-ties. All three look at the worst
+moment to come (:mod:`shoal.engine.outlook`). Seconds are medians of the rounds, "times as long" is
+paired by round, means over means. Nothing is warmed up before the first arm, which is ours.
 """
 
 from __future__ import annotations
@@ -131,7 +133,7 @@ def main() -> None:
         print(json.dumps([asdict(arm) for arm in arms.values()], indent=2))
         return
     ours = timings["expected lengths"]
-    print(f"{options.requests} chats, {options.limit} tokens each at most, seconds p50 / p95")
+    print(f"{options.requests} chats, {options.limit} tokens at most, median seconds, p50 / p95")
     for name, arm in arms.items():
         first, latency = (np.median(pairs, axis=0) for pairs in (arm.first, arm.latency))
         longer = ours.times_faster_than(timings[name])

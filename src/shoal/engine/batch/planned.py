@@ -7,7 +7,8 @@ expected growth of everything running fit (:mod:`shoal.engine.lengths`), not up 
 requests.
 
 Departures: prefixes nest at any depth; jobs that arrive during the run are planned with what is
-left, and prefixes that are in memory then come first.
+left, and prefixes that are in memory then come first. What answers are expected to need is not
+min(limit, mean + one standard deviation) each, but drawn lengths and their worst moment together.
 """
 
 from __future__ import annotations
